@@ -1,0 +1,191 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+const kubectlTimeout = 2 * time.Minute
+
+// KubeAPIServerOptions are what a test adds to a kube-apiserver.
+type KubeAPIServerOptions struct {
+	// ExtraArgs come last, so that they win: --oidc-issuer-url and its like.
+	// The issuer need not answer yet; the apiserver tries every 10 s.
+	ExtraArgs []string
+}
+
+// KubeAPIServer is a running kube-apiserver with RBAC and its own etcd, and no
+// controllers, nodes or service-account admission.
+type KubeAPIServer struct {
+	*Process
+	// URL is https://127.0.0.1:port.
+	URL string
+	// CAFile signed the server's certificate and the administrator's.
+	CAFile string
+	// AdminKubeconfig signs in by client certificate as system:masters.
+	AdminKubeconfig string
+	// AnonymousKubeconfig has no user, for kubectl --token.
+	AnonymousKubeconfig string
+
+	kubectl           string
+	dir               string
+	adminCert, adminK string
+}
+
+// StartKubeAPIServer starts a real etcd and a real kube-apiserver, and returns
+// once the administrator reads ok from /readyz.
+func StartKubeAPIServer(t testing.TB, opts KubeAPIServerOptions) *KubeAPIServer {
+	t.Helper()
+	binary := Binary(t, "kube-apiserver")
+	etcd := StartEtcd(t)
+	dir := t.TempDir()
+	ca := NewCA(t, dir)
+	port := FreePort(t)
+	k := &KubeAPIServer{URL: fmt.Sprintf("https://127.0.0.1:%d", port), CAFile: ca.File, kubectl: Binary(t, "kubectl"), dir: dir}
+	k.adminCert, k.adminK = ca.IssueClient(t, "admin", "system:masters")
+	args := append(apiServerArgs(t, ca, port, etcd.Endpoint), opts.ExtraArgs...)
+	client := k.adminClient(t, ca)
+	k.Process = Start(t, Command{Path: binary, Args: args, ReadyURL: k.URL + "/readyz", Client: client, ReadyTimeout: 2 * time.Minute})
+	client.CloseIdleConnections()
+	k.AdminKubeconfig = k.Kubeconfig(t, map[string]any{"client-certificate": k.adminCert, "client-key": k.adminK})
+	k.AnonymousKubeconfig = k.Kubeconfig(t, map[string]any{})
+	return k
+}
+
+// apiServerArgs are those of a small cluster, without what only controllers
+// need and with small caches.
+func apiServerArgs(t testing.TB, ca *CA, port int, etcdURL string) []string {
+	t.Helper()
+	certFile, keyFile := ca.Issue(t, "kubernetes.default.svc")
+	saKey := serviceAccountKey(t, ca.dir)
+	return []string{
+		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
+		"--tls-cert-file=" + certFile, "--tls-private-key-file=" + keyFile, "--client-ca-file=" + ca.File,
+		"--etcd-servers=" + etcdURL,
+		"--authorization-mode=RBAC",
+		"--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + saKey, "--service-account-signing-key-file=" + saKey,
+		"--service-cluster-ip-range=10.0.0.0/24",
+		"--disable-admission-plugins=ServiceAccount",
+		"--endpoint-reconciler-type=none",
+		"--event-ttl=5m", "--profiling=false", "--shutdown-delay-duration=0s",
+	}
+}
+
+// serviceAccountKey writes the key that signs service-account tokens.
+func serviceAccountKey(t testing.TB, dir string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatalf("make the service-account key: %v", err)
+	}
+	der, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatalf("encode the service-account key: %v", err)
+	}
+	path := filepath.Join(dir, "service-account.key")
+	writePEM(t, path, "EC PRIVATE KEY", der)
+	return path
+}
+
+func (k *KubeAPIServer) adminClient(t testing.TB, ca *CA) *http.Client {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(k.adminCert, k.adminK)
+	if err != nil {
+		t.Fatalf("load the administrator's certificate: %v", err)
+	}
+	config := &tls.Config{RootCAs: ca.Pool(), Certificates: []tls.Certificate{pair}}
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}
+}
+
+// RESTConfig is the administrator's, for client-go.
+func (k *KubeAPIServer) RESTConfig() *rest.Config {
+	return &rest.Config{Host: k.URL, TLSClientConfig: rest.TLSClientConfig{CAFile: k.CAFile, CertFile: k.adminCert, KeyFile: k.adminK}}
+}
+
+// RESTConfigWithToken is for client-go with a bearer token.
+func (k *KubeAPIServer) RESTConfigWithToken(token string) *rest.Config {
+	return &rest.Config{Host: k.URL, BearerToken: token, TLSClientConfig: rest.TLSClientConfig{CAFile: k.CAFile}}
+}
+
+// Kubeconfig writes a kubeconfig for this cluster and returns its path. User is
+// the user's entry as kubectl reads it: exec, auth-provider, token and so on.
+func (k *KubeAPIServer) Kubeconfig(t testing.TB, user map[string]any) string {
+	t.Helper()
+	type named map[string]any
+	content, err := json.MarshalIndent(map[string]any{
+		"apiVersion": "v1", "kind": "Config", "current-context": "test",
+		"clusters": []named{{"name": "test", "cluster": named{"server": k.URL, "certificate-authority": k.CAFile}}},
+		"users":    []named{{"name": "test", "user": user}},
+		"contexts": []named{{"name": "test", "context": named{"cluster": "test", "user": "test"}}},
+	}, "", "  ")
+	if err != nil {
+		t.Fatalf("encode a kubeconfig: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	writeFile(t, path, string(content))
+	return path
+}
+
+// Kubectl runs the real kubectl as the administrator and returns its output;
+// the test ends when it fails.
+func (k *KubeAPIServer) Kubectl(t testing.TB, args ...string) string {
+	t.Helper()
+	out, err := k.KubectlWith(t, KubectlOptions{Kubeconfig: k.AdminKubeconfig}, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// KubectlOptions say as whom kubectl runs.
+type KubectlOptions struct {
+	// Kubeconfig is a path; AnonymousKubeconfig when empty.
+	Kubeconfig string
+	// Token is given as --token when it is set.
+	Token string
+	// Env is added to the test's environment, as KEY=value.
+	Env []string
+	// Stdin is given to kubectl.
+	Stdin string
+}
+
+// KubectlWith runs the real kubectl and returns its stdout. The error holds
+// its stderr, RBAC's words included. It is killed after 2 minutes.
+func (k *KubeAPIServer) KubectlWith(t testing.TB, opts KubectlOptions, args ...string) (string, error) {
+	t.Helper()
+	if opts.Kubeconfig == "" {
+		opts.Kubeconfig = k.AnonymousKubeconfig
+	}
+	if opts.Token != "" {
+		args = append([]string{"--token=" + opts.Token}, args...)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), kubectlTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, k.kubectl, args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+opts.Kubeconfig, "KUBECACHEDIR="+filepath.Join(k.dir, "kubectl"), "KUBERC=off")
+	cmd.Env = append(cmd.Env, opts.Env...)
+	cmd.Stdin = bytes.NewBufferString(opts.Stdin)
+	cmd.WaitDelay = stopGrace
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("kubectl: %w: %s", err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), nil
+}
