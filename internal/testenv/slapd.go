@@ -1,0 +1,161 @@
+package testenv
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Slapd is an OpenLDAP server on 127.0.0.1 with the suffix dc=example,dc=org.
+// It holds the suffix's own entry and the read account BindDN, nothing else;
+// see SampleLDIF. Everybody who is bound reads everything but passwords. The
+// overlays memberof and refint are not loaded; ppolicy is, without a default
+// policy.
+type Slapd struct {
+	*Process
+	// URL is ldap://127.0.0.1:port, with StartTLS; TLSURL is ldaps://127.0.0.1:port.
+	URL, TLSURL string
+	// CAFile signed its certificate, which names 127.0.0.1, ::1 and localhost.
+	CAFile string
+	// BaseDN is the suffix.
+	BaseDN string
+	// AdminDN and AdminPassword may do everything.
+	AdminDN, AdminPassword string
+	// BindDN and BindPassword are a read account, as Tabard has one.
+	BindDN, BindPassword string
+
+	command Command
+}
+
+const slapdConfig = `include /etc/ldap/schema/core.schema
+include /etc/ldap/schema/cosine.schema
+include /etc/ldap/schema/inetorgperson.schema
+include /etc/ldap/schema/nis.schema
+modulepath /usr/lib/ldap
+moduleload back_mdb
+moduleload ppolicy
+TLSCACertificateFile %[2]s
+TLSCertificateFile %[3]s
+TLSCertificateKeyFile %[4]s
+sizelimit 500
+database mdb
+maxsize 134217728
+suffix %[5]s
+rootdn %[6]s
+rootpw %[7]s
+directory %[1]s
+dbnosync
+index objectClass,uid,mail,entryUUID,member,uniqueMember,memberUid eq
+overlay ppolicy
+access to attrs=userPassword by anonymous auth by * none
+access to * by users read by * none
+`
+
+const slapdBase = `dn: %[1]s
+objectClass: dcObject
+objectClass: organization
+o: Example
+
+dn: %[2]s
+objectClass: organizationalRole
+objectClass: simpleSecurityObject
+userPassword: %[3]s
+`
+
+// SampleLDIF is a small company for Slapd.AddLDIF.
+//
+// People, below ou=people, each with uid, cn, displayName, mail and the
+// password pw-<uid>: alice, bob, carol, dave and "jörg (admin)". The mail is
+// <uid>@example.org; jörg's is joerg@example.org.
+//
+// Groups, groupOfNames below ou=groups: devs (alice), all-devs (the group
+// devs), ops (carol), cluster-operators (carol).
+func SampleLDIF() string {
+	var b strings.Builder
+	for _, ou := range []string{"people", "groups"} {
+		fmt.Fprintf(&b, "dn: ou=%s,dc=example,dc=org\nobjectClass: organizationalUnit\n\n", ou)
+	}
+	for _, p := range [][3]string{
+		{"alice", "Alice Adams", "alice"}, {"bob", "Bob Brown", "bob"}, {"carol", "Carol Clark", "carol"},
+		{"dave", "Dave Davis", "dave"}, {"jörg (admin)", "Jörg Jung", "joerg"},
+	} {
+		fmt.Fprintf(&b, "dn: uid=%[1]s,ou=people,dc=example,dc=org\nobjectClass: inetOrgPerson\nuid: %[1]s\ncn: %[2]s\nsn: %[2]s\n"+
+			"displayName: %[2]s\nmail: %[3]s@example.org\nuserPassword: pw-%[1]s\n\n", p[0], p[1], p[2])
+	}
+	for _, g := range [][2]string{
+		{"devs", "uid=alice,ou=people"}, {"all-devs", "cn=devs,ou=groups"},
+		{"ops", "uid=carol,ou=people"}, {"cluster-operators", "uid=carol,ou=people"},
+	} {
+		fmt.Fprintf(&b, "dn: cn=%s,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\nmember: %s,dc=example,dc=org\n\n", g[0], g[1])
+	}
+	return b.String()
+}
+
+// StartSlapd starts an OpenLDAP server that ends with the test.
+func StartSlapd(t testing.TB) *Slapd {
+	t.Helper()
+	Need(t, "slapd", "slapadd", "ldapmodify", "ldapsearch")
+	dir := t.TempDir()
+	ca := NewCA(t, dir)
+	s := &Slapd{
+		URL: fmt.Sprintf("ldap://127.0.0.1:%d", FreePort(t)), TLSURL: fmt.Sprintf("ldaps://127.0.0.1:%d", FreePort(t)),
+		CAFile: ca.File, BaseDN: "dc=example,dc=org",
+		AdminDN: "cn=admin,dc=example,dc=org", AdminPassword: "pw-admin",
+		BindDN: "cn=tabard,dc=example,dc=org", BindPassword: "pw-tabard",
+	}
+	db := filepath.Join(dir, "db")
+	if err := os.Mkdir(db, 0o700); err != nil {
+		t.Fatalf("create the folder of slapd's database: %v", err)
+	}
+	certFile, keyFile := ca.Issue(t, "localhost")
+	config, base := filepath.Join(dir, "slapd.conf"), filepath.Join(dir, "base.ldif")
+	writeFile(t, config, fmt.Sprintf(slapdConfig, db, s.CAFile, certFile, keyFile, s.BaseDN, s.AdminDN, s.AdminPassword))
+	writeFile(t, base, fmt.Sprintf(slapdBase, s.BaseDN, s.BindDN, s.BindPassword))
+	if out, err := exec.Command(Path(t, "slapadd"), "-f", config, "-l", base).CombinedOutput(); err != nil {
+		t.Fatalf("seed slapd: %v\n%s", err, out)
+	}
+	// slapd keeps a table for as many connections as it may open files.
+	s.command = Command{
+		Name: "slapd", Path: "/bin/sh",
+		Args:  []string{"-c", `ulimit -n 1024; exec "$0" "$@"`, Path(t, "slapd"), "-f", config, "-h", s.URL + " " + s.TLSURL, "-d", "0"},
+		Ready: s.ready,
+	}
+	s.Start(t)
+	return s
+}
+
+// Start starts the server again after Stop or Kill, at the same addresses and
+// with the same data.
+func (s *Slapd) Start(t testing.TB) {
+	t.Helper()
+	s.Process = Start(t, s.command)
+}
+
+func (s *Slapd) ready(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, "ldapsearch", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", s.BaseDN, "-s", "base", "1.1")
+	return ldapTool(cmd, s.CAFile)
+}
+
+// AddLDIF adds the entries of ldif, and obeys its changetype lines, as the
+// administrator.
+func (s *Slapd) AddLDIF(t testing.TB, ldif string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "ldapmodify", "-a", "-x", "-H", s.TLSURL, "-D", s.AdminDN, "-w", s.AdminPassword)
+	cmd.Stdin = strings.NewReader(ldif)
+	if err := ldapTool(cmd, s.CAFile); err != nil {
+		t.Fatalf("add LDIF to slapd: %v", err)
+	}
+}
+
+// ldapTool runs one of OpenLDAP's tools, trusting the CA in caFile.
+func ldapTool(cmd *exec.Cmd, caFile string) error {
+	cmd.Env = append(os.Environ(), "LDAPTLS_CACERT="+caFile)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, out)
+	}
+	return nil
+}
