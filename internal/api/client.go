@@ -1,0 +1,209 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+)
+
+// maxBody bounds what is read of any answer, in bytes.
+const maxBody = 4 << 20
+
+// ErrSignInAgain: the server no longer accepts what the cache holds.
+var ErrSignInAgain = errors.New("you are signed out: sign in again with `tabard login`")
+
+// Client sends requests to the JSON API of one server. It is safe for concurrent
+// use.
+type Client struct {
+	server string
+	http   *http.Client
+	token  func(context.Context) (string, error)
+}
+
+// NewClient returns a Client for the server at that URL. token gives the bearer
+// token of each request; with nil none is sent.
+func NewClient(server string, hc *http.Client, token func(context.Context) (string, error)) *Client {
+	return &Client{server: server, http: hc, token: token}
+}
+
+// HTTPClient returns a client that trusts the system's roots and the certificates
+// in caPEM, which may be empty. It follows no redirects, so that no secret is sent
+// on to another place.
+func HTTPClient(caPEM string) (*http.Client, error) {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
+	if caPEM != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		if !pool.AppendCertsFromPEM([]byte(caPEM)) {
+			return nil, errors.New("the CA file holds no certificate in PEM form")
+		}
+		cfg.RootCAs = pool
+	}
+	return &http.Client{
+		Transport: &http.Transport{
+			Proxy:                 http.ProxyFromEnvironment,
+			DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			TLSClientConfig:       cfg,
+			TLSHandshakeTimeout:   5 * time.Second,
+			ResponseHeaderTimeout: 30 * time.Second,
+			IdleConnTimeout:       5 * time.Second,
+			ForceAttemptHTTP2:     true,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}, nil
+}
+
+// ServerURL checks the URL of a server and returns it as the cache knows it:
+// https unless on loopback, lower-case host, without a trailing slash.
+func ServerURL(s string) (string, error) {
+	if !strings.Contains(s, "://") {
+		s = "https://" + s
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return "", errors.New("the server's URL must look like https://id.corp.example, as the issuer in its configuration")
+	}
+	u.Host = strings.ToLower(u.Host)
+	if u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
+		return "", errors.New("the server's URL must begin with https://: passwords and tokens are not sent in the clear")
+	}
+	return strings.TrimRight(u.String(), "/"), nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// Me asks who the caller is.
+func (c *Client) Me(ctx context.Context) (Me, error) {
+	var me Me
+	err := c.do(ctx, http.MethodGet, "/api/v1/me", nil, &me)
+	return me, err
+}
+
+// Groups lists the local groups.
+func (c *Client) Groups(ctx context.Context) ([]Group, error) {
+	var list GroupList
+	err := c.do(ctx, http.MethodGet, "/api/v1/groups", nil, &list)
+	return list.Groups, err
+}
+
+// Group returns one local group with its members.
+func (c *Client) Group(ctx context.Context, name string) (Group, error) {
+	var g Group
+	err := c.do(ctx, http.MethodGet, groupPath(name), nil, &g)
+	return g, err
+}
+
+// CreateGroup makes an empty local group.
+func (c *Client) CreateGroup(ctx context.Context, name, description string) (Group, error) {
+	var g Group
+	err := c.do(ctx, http.MethodPost, "/api/v1/groups", Group{Name: name, Description: description}, &g)
+	return g, err
+}
+
+// DeleteGroup deletes a local group with all its memberships.
+func (c *Client) DeleteGroup(ctx context.Context, name string) error {
+	return c.do(ctx, http.MethodDelete, groupPath(name), nil, nil)
+}
+
+// AddMember adds m to a local group, or replaces its end and reason.
+func (c *Client) AddMember(ctx context.Context, group string, m AddMember) error {
+	return c.do(ctx, http.MethodPost, groupPath(group)+"/members", m, nil)
+}
+
+// RemoveMember takes a member, told by its kind and id, out of a local group.
+func (c *Client) RemoveMember(ctx context.Context, group, kind, id string) error {
+	return c.do(ctx, http.MethodDelete, groupPath(group)+"/members/"+url.PathEscape(kind)+"/"+url.PathEscape(id), nil, nil)
+}
+
+func groupPath(name string) string { return "/api/v1/groups/" + url.PathEscape(name) }
+
+// do sends one request and decodes the answer into out. Refusals are *Problem,
+// or ErrSignInAgain.
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.server+path, body)
+	if err != nil {
+		return fmt.Errorf("make the request: %w", err)
+	}
+	req.Header.Set("Accept", "application/json")
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != nil {
+		token, err := c.token(ctx)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return unreachable(c.server, err)
+	}
+	defer resp.Body.Close()
+	return decode(resp, out)
+}
+
+// decode reads an answer of the API.
+func decode(resp *http.Response, out any) error {
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("read the server's answer: %w", err)
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		return ErrSignInAgain
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		p := &Problem{}
+		if json.Unmarshal(b, p) != nil || p.Title == "" {
+			p = &Problem{Title: fmt.Sprintf("the server answered %d %s: is the URL right?", resp.StatusCode, http.StatusText(resp.StatusCode))}
+		}
+		p.Status = resp.StatusCode
+		return p
+	}
+	if out == nil || resp.StatusCode == http.StatusNoContent {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("the server's answer is not what this version expects: %w", err)
+	}
+	return nil
+}
+
+// unreachable is the sentence for a request that got no answer. The URL that
+// net/http puts into its error is left out: it can hold a code.
+func unreachable(server string, err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("%s shows a certificate of an authority that is not trusted here: sign in with --ca-file and its CA certificate: %w", server, err)
+	}
+	return fmt.Errorf("%s gives no answer: check the URL and the network, then try again: %w", server, err)
+}
