@@ -1,0 +1,53 @@
+# Everything a person runs. `make test` is all of it, on a fresh machine too.
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+PACKAGES ?= ./...
+# Packages tested at once: each may run an apiserver, so not too many.
+P        ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+TIMEOUT  ?= 20m
+FUZZTIME ?= 5s
+# File that the counts of `make check` are also written to.
+SUMMARY  ?=
+PARTS    := go run ./internal/testenv/cmd/parts
+
+.PHONY: help build test deps tools lint check fuzz soak bench clean
+
+help: ## show this
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## static binaries in ./bin
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+test: deps tools lint build check fuzz ## everything below but soak and bench; installs what it needs where it may
+
+deps: ## install the Debian packages that tests need, as root
+	@internal/testenv/install.sh
+
+tools: ## build kube-apiserver, kubectl, etcd, kubelogin and staticcheck into a cache outside the checkout
+	@$(PARTS)
+
+lint: ## gofmt, go vet, staticcheck, import arrows and the other rules of the house
+	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:" $$unformatted; exit 1; fi
+	go vet ./...
+	"$$($(PARTS) -q staticcheck)" ./...
+	go test -count=1 ./internal/lint
+
+check: ## all tests with the race detector, PACKAGES=./... TIMEOUT=20m P=2
+	go run ./internal/testenv/cmd/tally -summary "$(SUMMARY)" -race -count=1 -timeout $(TIMEOUT) -p $(P) $(PACKAGES)
+
+fuzz: ## each fuzz target for FUZZTIME=5s
+	@internal/testenv/fuzz.sh $(FUZZTIME)
+
+soak: ## all tests ten times over and long fuzzing: an hour or more
+	go test -race -count=10 -timeout 4h -p $(P) $(PACKAGES)
+	@internal/testenv/fuzz.sh 5m
+
+bench: ## all benchmarks
+	go test -run '^$$' -bench . -benchmem -p 1 $(PACKAGES)
+
+clean: ## remove ./bin; what `make tools` built stays in the cache
+	rm -rf bin
