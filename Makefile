@@ -37,7 +37,7 @@ lint: ## gofmt, go vet, staticcheck, import arrows and the other rules of the ho
 	go test -count=1 ./internal/lint
 
 check: ## all tests with the race detector, PACKAGES=./... TIMEOUT=20m P=2
-	go run ./internal/testenv/cmd/tally -summary "$(SUMMARY)" -race -count=1 -timeout $(TIMEOUT) -p $(P) $(PACKAGES)
+	go run ./internal/testenv/cmd/tally -summary "$(SUMMARY)" -- -race -count=1 -timeout $(TIMEOUT) -p $(P) $(PACKAGES)
 
 fuzz: ## each fuzz target for FUZZTIME=5s
 	@internal/testenv/fuzz.sh $(FUZZTIME)

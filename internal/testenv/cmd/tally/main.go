@@ -1,4 +1,4 @@
-// Tally runs `go test -json` with its own arguments, prints what a person wants
+// Tally runs `go test -json` with the arguments after --, prints what a person wants
 // to read (packages, failures, skips) and ends with the line "N passed, N
 // failed, N skipped". It exits 1 when go test fails, and where CI=true is set
 // also when a test was skipped. With -summary FILE that line is also written to FILE.
