@@ -28,6 +28,8 @@ var (
 	ErrNewer = errors.New("written by a newer version")
 	// ErrTooLarge: a Txn is over MaxOps or MaxBytes.
 	ErrTooLarge = errors.New("transaction too large")
+	// ErrInvalid: a key, limit or Txn that the contract does not allow.
+	ErrInvalid = errors.New("invalid")
 	// ErrClosed: the store was closed.
 	ErrClosed = errors.New("store closed")
 )
@@ -36,6 +38,8 @@ var (
 const (
 	MaxOps   = 100       // conditions, and puts and deletes, each
 	MaxBytes = 1_000_000 // keys and values together
+	MaxKey   = 1_024     // bytes of one key
+	MaxList  = 10_000    // entries of one List
 )
 
 // Entry is one record as it was read.
@@ -43,7 +47,7 @@ type Entry struct {
 	Key      string
 	Value    []byte
 	Revision int64     // of the Txn that last wrote the key; revisions only grow
-	Expires  time.Time // zero: never. An expired entry is not returned by Get or List
+	Expires  time.Time // UTC, to the microsecond; zero: never. An expired entry is not returned by Get or List
 }
 
 // Cond is one condition of a Txn: the key's revision is Revision, where 0 means
@@ -54,7 +58,7 @@ type Cond struct {
 }
 
 // Op is one change of a Txn: a put, or a delete where Delete is true. Deleting an
-// absent key is no error. A key may occur once in a Txn.
+// absent key is no error and no event. A key may occur once in a Txn.
 type Op struct {
 	Key     string
 	Value   []byte
@@ -91,7 +95,8 @@ type Store interface {
 
 	// Txn makes all changes at once if every condition holds, and returns the
 	// revision they got; ErrConflict if one does not hold. Without a condition it
-	// always writes. After ErrUnknown it may have happened.
+	// always writes. A Txn that changes nothing returns the store's revision. After
+	// ErrUnknown it may have happened; after any other error it has not.
 	Txn(ctx context.Context, conds []Cond, ops []Op) (int64, error)
 
 	// Watch delivers every change to keys under prefix with a revision above
@@ -101,6 +106,7 @@ type Store interface {
 	// and starts again. ErrCompacted if after is too old.
 	Watch(ctx context.Context, prefix string, after int64) (<-chan Batch, error)
 
-	// Close ends all watches and waits for writes under way.
+	// Close ends all watches and waits for writes under way; what is called later
+	// answers ErrClosed. Closing again is no error.
 	Close() error
 }
