@@ -3,12 +3,25 @@
 package directory
 
 import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
+
+	"github.com/go-ldap/ldap/v3"
+	"github.com/google/uuid"
 )
 
 // Errors that Directory's methods return, wrapped with what was being done.
+// Any other error means that the directory answered, but not in a way that may
+// be relied on: nobody is signed in and no session is ended because of it.
 var (
 	// ErrNotFound: no entry, or none with this id.
 	ErrNotFound = errors.New("no such person")
@@ -19,6 +32,9 @@ var (
 	ErrInvalidCredentials = errors.New("invalid credentials")
 	// ErrUnavailable: no host of the directory gave an answer in time.
 	ErrUnavailable = errors.New("directory unavailable")
+	// ErrUnusable: the person's entry lacks what a token needs, or holds what no
+	// token may hold.
+	ErrUnusable = errors.New("entry cannot be used")
 )
 
 // State is what a directory says of an account.
@@ -45,15 +61,16 @@ type Person struct {
 	Directory string // its name in the configuration
 	ID        string // canonical lower-case UUID of the immutable id
 	DN        string
-	Username  string // as it goes into tokens: NFC, trimmed, prefix and suffix added
+	Username  string // as it goes into tokens: NFC, trimmed, usernamePrefix added
 	Name      string // display name; Username when the directory has none
 	Email     string
 	State     State
 	// PasswordChanged is when the password was last set; zero when not known.
 	PasswordChanged time.Time
 
+	uids         []string // what a posixGroup's memberUid names
 	primaryGroup string   // AD: the primary group's SID
-	memberOf     []string // DNs, when the entry carries them
+	memberOf     []string // AD: DNs of the groups that name the person
 }
 
 // Sub is the person's subject identifier: "<directory>.<id>".
@@ -63,5 +80,128 @@ func (p Person) Sub() string { return p.Directory + "." + p.ID }
 type Group struct {
 	Name string // with the directory's prefix, e.g. "corp:devs"
 	DN   string
-	Path []string // DNs from the first group the person is in to this one, both included
+	// Path holds DNs from the first group the person is in to this one, both
+	// included; this one alone where the directory does not show the way.
+	Path []string
+}
+
+// Directory reads one configured directory. Its methods may be called from
+// many goroutines. A call whose context has no deadline gets 5 s.
+type Directory struct {
+	cfg          Config
+	bindPassword string
+	tls          *tls.Config
+	foreign      []string // username prefixes of other directories, refused here
+	nobody       string   // a name that no entry has
+
+	learned  atomic.Pointer[schema] // nil until the first connection
+	searches chan struct{}          // a slot for each search that runs
+	binds    chan struct{}
+
+	mu     sync.Mutex
+	idle   []*conn // bound as the service account
+	closed bool
+}
+
+// New makes a Directory from cfg and reads its CA and password files. It asks
+// no server, so it works while the directory is down. All are the directories
+// of the whole configuration: where another has a usernamePrefix and this one
+// has none, a username here that begins with that prefix is refused.
+func New(cfg Config, all ...Config) (*Directory, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	d := &Directory{
+		cfg: cfg, bindPassword: cfg.BindPassword, nobody: "tabard-nobody-" + uuid.NewString(),
+		searches: make(chan struct{}, maxSearches), binds: make(chan struct{}, maxBinds),
+		tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
+	}
+	for i := range all {
+		u := &all[i].Users
+		if all[i].Name != cfg.Name && u.UsernamePrefix != "" && cfg.Users.UsernamePrefix == "" && !apartBySuffix(u, &cfg.Users) {
+			d.foreign = append(d.foreign, strings.ToLower(u.UsernamePrefix))
+		}
+	}
+	path := "directories[" + cfg.Name + "]"
+	if cfg.BindPasswordFile != "" {
+		b, err := os.ReadFile(cfg.BindPasswordFile)
+		if err != nil {
+			return nil, fmt.Errorf("%s.bindPasswordFile: %w", path, err)
+		}
+		if d.bindPassword = string(bytes.TrimRight(b, "\r\n")); d.bindPassword == "" {
+			return nil, fmt.Errorf("%s.bindPasswordFile: %s is empty", path, cfg.BindPasswordFile)
+		}
+	}
+	if cfg.CAFile != "" {
+		pem, err := os.ReadFile(cfg.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("%s.caFile: %w", path, err)
+		}
+		d.tls.RootCAs = x509.NewCertPool()
+		if !d.tls.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s.caFile: %s holds no certificate in PEM form", path, cfg.CAFile)
+		}
+	}
+	return d, nil
+}
+
+// Name is the directory's name in the configuration.
+func (d *Directory) Name() string { return d.cfg.Name }
+
+// Prefix is what every group name of the directory begins with.
+func (d *Directory) Prefix() string { return d.cfg.GroupPrefix() }
+
+// Close closes the pooled connections. Calls that still run end by themselves.
+func (d *Directory) Close() {
+	d.mu.Lock()
+	idle := d.idle
+	d.idle, d.closed = nil, true
+	d.mu.Unlock()
+	for _, c := range idle {
+		c.Close()
+	}
+}
+
+// Ping says whether a host answers, lets the service account in and shows it
+// the base DNs of users and groups.
+func (d *Directory) Ping(ctx context.Context) error {
+	ctx, cancel := budget(ctx)
+	defer cancel()
+	s, err := d.schema(ctx)
+	if err != nil {
+		return d.failed("connect", err)
+	}
+	for _, base := range []struct{ key, dn string }{{"users", s.users.BaseDN}, {"groups", s.groups.BaseDN}} {
+		found, err := d.search(ctx, query{base: base.dn, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"1.1"}, limit: 1})
+		if err == nil && len(found) == 0 {
+			err = errors.New("it does not exist or bindDN may not read it")
+		}
+		if err != nil {
+			return d.failed(fmt.Sprintf("read directories[%s].%s.baseDN (%s)", d.cfg.Name, base.key, base.dn), err)
+		}
+	}
+	return nil
+}
+
+// schema returns what is known of the server, and connects when that is
+// nothing yet.
+func (d *Directory) schema(ctx context.Context) (*schema, error) {
+	if s := d.learned.Load(); s != nil {
+		return s, nil
+	}
+	err := d.do(ctx, func(*conn) error { return nil })
+	return d.learned.Load(), err
+}
+
+// budget gives ctx a deadline when it has none.
+func budget(ctx context.Context) (context.Context, context.CancelFunc) {
+	if _, ok := ctx.Deadline(); ok {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, defaultBudget)
+}
+
+// failed wraps err with the directory and what was being done.
+func (d *Directory) failed(doing string, err error) error {
+	return fmt.Errorf("directory %s: %s: %w", d.cfg.Name, doing, err)
 }

@@ -154,8 +154,10 @@ func (s *Slapd) AddLDIF(t testing.TB, ldif string) {
 // ldapTool runs one of OpenLDAP's tools, trusting the CA in caFile.
 func ldapTool(cmd *exec.Cmd, caFile string) error {
 	cmd.Env = append(os.Environ(), "LDAPTLS_CACERT="+caFile)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, out)
+	var stderr strings.Builder // stdout only tells what went well
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, &stderr)
 	}
 	return nil
 }

@@ -1,0 +1,126 @@
+package directory
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/go-ldap/ldap/v3"
+)
+
+// Bind tries a person's password, on a connection of its own. The answer of the
+// first host that takes the connection is final. It fails with
+// ErrInvalidCredentials, with an *AccountError when the password was right but
+// the account may not be used, or with ErrUnavailable.
+func (d *Directory) Bind(ctx context.Context, dn, password string) error {
+	if dn == "" || password == "" {
+		return ErrInvalidCredentials // an empty password is an anonymous bind, which succeeds
+	}
+	ctx, cancel := budget(ctx)
+	defer cancel()
+	if err := d.bind(ctx, dn, password); err != nil {
+		return d.failed("bind a person", err)
+	}
+	return nil
+}
+
+func (d *Directory) bind(ctx context.Context, dn, password string) error {
+	if err := acquire(ctx, d.binds); err != nil {
+		return err
+	}
+	defer func() { <-d.binds }()
+	c, err := d.connect(ctx, 0, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	req := ldap.NewSimpleBindRequest(dn, password, []ldap.Control{ldap.NewControlBeheraPasswordPolicy()})
+	var res *ldap.SimpleBindResult
+	err = c.within(ctx, func() (err error) { res, err = c.SimpleBind(req); return err })
+	return bindOutcome(res, err)
+}
+
+// DummyDN is below the base of the users and no entry's. Binding it costs the
+// directory and the person as much as a wrong password does, so that nobody
+// learns from the time whether a login exists.
+func (d *Directory) DummyDN() string {
+	base := d.cfg.Users.BaseDN
+	if s := d.learned.Load(); s != nil {
+		base = s.users.BaseDN
+	}
+	if base == "" {
+		base = "dc=invalid" // nothing was asked of the server yet
+	}
+	return "cn=" + d.nobody + "," + base
+}
+
+// bindOutcome turns the answer to a bind into one of Bind's errors.
+func bindOutcome(res *ldap.SimpleBindResult, err error) error {
+	if err != nil && resultCode(err) == 0 {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if state, ok := stateFromPolicy(res); ok {
+		return &AccountError{State: state}
+	}
+	if err == nil {
+		return nil
+	}
+	if !refused(resultCode(err)) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if state, ok := stateFromAD(err); ok {
+		return &AccountError{State: state}
+	}
+	// The server's words may say whether the account exists; they stay here.
+	return ErrInvalidCredentials
+}
+
+// stateFromPolicy reads the password policy control (draft-behera-ldap-password-policy),
+// which OpenLDAP sends for an expired or a reset password only after the right
+// one. A locked account it reports whatever the password was, so that stays
+// invalid credentials.
+func stateFromPolicy(res *ldap.SimpleBindResult) (State, bool) {
+	if res == nil {
+		return "", false
+	}
+	policy, ok := ldap.FindControl(res.Controls, ldap.ControlTypeBeheraPasswordPolicy).(*ldap.ControlBeheraPasswordPolicy)
+	if !ok {
+		return "", false
+	}
+	switch policy.Error {
+	case ldap.BeheraPasswordExpired:
+		return PasswordExpired, true
+	case ldap.BeheraChangeAfterReset:
+		return MustChange, true
+	}
+	return "", false
+}
+
+var adCode = regexp.MustCompile(`, data ([0-9a-fA-F]+)`)
+
+// stateFromAD reads the Windows error in the text of a refused bind. Active
+// Directory sends these only after the right password. 775, a locked account,
+// it sends whatever the password was: telling it would tell that the account
+// exists, so that stays invalid credentials.
+func stateFromAD(err error) (State, bool) {
+	var e *ldap.Error
+	if !errors.As(err, &e) || e.ResultCode != ldap.LDAPResultInvalidCredentials || e.Err == nil {
+		return "", false
+	}
+	m := adCode.FindStringSubmatch(e.Err.Error())
+	if m == nil {
+		return "", false
+	}
+	switch m[1] {
+	case "530", "531", "533": // not at this hour, not from here, disabled
+		return Disabled, true
+	case "532":
+		return PasswordExpired, true
+	case "701":
+		return Expired, true
+	case "773":
+		return MustChange, true
+	}
+	return "", false
+}
