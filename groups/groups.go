@@ -3,8 +3,11 @@
 package groups
 
 import (
+	"context"
 	"errors"
 	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // Errors of the package, wrapped with the group or member they are about.
@@ -61,4 +64,15 @@ type Actor struct {
 	Name     string
 	Groups   []string // every group the person is in now, directory and local
 	Operator bool     // acts on the store itself, with the server stopped
+}
+
+// Trail is where the Service leaves its events.
+type Trail interface {
+	Append(ctx context.Context, e audit.Event) error
+}
+
+// Config says who administers and which names are taken.
+type Config struct {
+	Admins   []string // groups that administer everything
+	Reserved []string // prefixes that no local group may begin with: the directories'
 }

@@ -1,0 +1,196 @@
+package groups
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// Keys in the store. A group's name holds no slash, so that a group and its
+// memberships lie side by side: "group/<name>" and "group/<name>/<kind>/<id>".
+const keyPrefix = "group/"
+
+func groupKey(name string) string { return keyPrefix + name }
+
+func memberKey(group string, kind Kind, id string) string {
+	return keyPrefix + group + "/" + string(kind) + "/" + id
+}
+
+// staleAfter is how long the index may go without word from the store.
+const staleAfter = 5 * time.Second
+
+// record is a group as it is stored.
+type record struct {
+	Description string    `json:"description,omitempty"`
+	Created     time.Time `json:"created"`
+	CreatedBy   string    `json:"createdBy"`
+}
+
+// memberRef names a membership within its group.
+type memberRef struct {
+	kind Kind
+	id   string
+}
+
+type indexed struct {
+	record
+	exists   bool // its own record was seen; memberships alone make no group
+	revision int64
+	members  map[memberRef]Member
+}
+
+// index holds every group in memory, kept current by a watch, so that a token
+// needs no read of the store.
+type index struct {
+	mu     sync.RWMutex
+	groups map[string]*indexed
+	in     map[memberRef]map[string]Member // who is in which groups
+
+	revision int64     // everything up to here is in the index
+	heard    time.Time // when the store last gave a sign of life
+	moved    chan struct{}
+}
+
+func newIndex() *index { return &index{moved: make(chan struct{})} }
+
+// load fills the index from the store and returns the revision to watch from.
+// Pages may be of different revisions: watching from the first one's makes up for it.
+func (x *index) load(ctx context.Context, st store.Store) (int64, error) {
+	const page = 1000
+	fresh := index{groups: map[string]*indexed{}, in: map[memberRef]map[string]Member{}}
+	var first, last int64
+	for from := ""; ; {
+		entries, revision, err := st.List(ctx, keyPrefix, from, page)
+		if err != nil {
+			return 0, fmt.Errorf("list groups: %w", err)
+		}
+		if from == "" {
+			first = revision
+		}
+		last = revision
+		for _, e := range entries {
+			if err := fresh.apply(store.Event{Entry: e}); err != nil {
+				return 0, err
+			}
+		}
+		if len(entries) < page {
+			break
+		}
+		from = entries[len(entries)-1].Key + "\x00"
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.groups, x.in = fresh.groups, fresh.in
+	if first == last { // else the watch has to catch up first
+		x.advance(last)
+	}
+	return first, nil
+}
+
+// apply puts one change into the index. The caller holds the lock.
+func (x *index) apply(e store.Event) error {
+	name, rest, isMember := strings.Cut(strings.TrimPrefix(e.Key, keyPrefix), "/")
+	g := x.groups[name]
+	if g == nil {
+		g = &indexed{members: map[memberRef]Member{}}
+		x.groups[name] = g
+	}
+	if isMember {
+		kind, id, _ := strings.Cut(rest, "/")
+		if err := x.applyMember(name, g, memberRef{Kind(kind), id}, e); err != nil {
+			return err
+		}
+	} else if g.exists, g.revision = !e.Delete, e.Revision; !e.Delete {
+		if err := json.Unmarshal(e.Value, &g.record); err != nil {
+			return fmt.Errorf("record %s is damaged: %w", e.Key, err)
+		}
+	}
+	if !g.exists && len(g.members) == 0 {
+		delete(x.groups, name)
+	}
+	return nil
+}
+
+func (x *index) applyMember(group string, g *indexed, ref memberRef, e store.Event) error {
+	if e.Delete {
+		delete(g.members, ref)
+		delete(x.in[ref], group)
+		if len(x.in[ref]) == 0 {
+			delete(x.in, ref)
+		}
+		return nil
+	}
+	var m Member
+	if err := json.Unmarshal(e.Value, &m); err != nil {
+		return fmt.Errorf("record %s is damaged: %w", e.Key, err)
+	}
+	m.Kind, m.ID = ref.kind, ref.id
+	g.members[ref] = m
+	if x.in[ref] == nil {
+		x.in[ref] = map[string]Member{}
+	}
+	x.in[ref][group] = m
+	return nil
+}
+
+// advance notes that everything up to revision is in. The caller holds the lock.
+func (x *index) advance(revision int64) {
+	x.heard = time.Now()
+	if revision > x.revision {
+		x.revision = revision
+		close(x.moved)
+		x.moved = make(chan struct{})
+	}
+}
+
+// follow keeps the index current until ctx ends or the watch breaks.
+func (x *index) follow(ctx context.Context, st store.Store, after int64) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	batches, err := st.Watch(ctx, keyPrefix, after)
+	if err != nil {
+		return fmt.Errorf("watch groups: %w", err)
+	}
+	for b := range batches {
+		x.mu.Lock()
+		for _, e := range b.Events {
+			if err = errors.Join(err, x.apply(e)); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			x.advance(b.Revision)
+		}
+		x.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return errors.New("the watch on groups ended")
+}
+
+// reached waits until everything up to revision is in the index.
+func (x *index) reached(ctx context.Context, revision int64) error {
+	for {
+		x.mu.RLock()
+		done, moved := x.revision >= revision, x.moved
+		x.mu.RUnlock()
+		if done {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the group index: %w", ctx.Err())
+		}
+	}
+}
+
+// stale reports whether the index may be behind. The caller holds the lock.
+func (x *index) stale() bool { return time.Since(x.heard) > staleAfter }

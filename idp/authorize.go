@@ -1,0 +1,233 @@
+package idp
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// AuthRequest is an authorization request (RFC 6749 section 4.1.1, OpenID Connect
+// Core section 3.1.2.1) whose client and redirect URI are known to be right. It is
+// sealed into the sign-in page rather than stored.
+type AuthRequest struct {
+	ClientID      string    `json:"client"`
+	ClientName    string    `json:"-"` // for people
+	RedirectURI   string    `json:"redirect"`
+	State         string    `json:"state,omitempty"`
+	Nonce         string    `json:"nonce,omitempty"`
+	CodeChallenge string    `json:"challenge,omitempty"` // S256
+	Offline       bool      `json:"offline,omitempty"`   // scope offline_access
+	LoginHint     string    `json:"hint,omitempty"`
+	Issued        time.Time `json:"issued"`
+	Binding       []byte    `json:"binding"` // hash of the sign-in cookie
+
+	Prompt       []string       `json:"-"`
+	MaxAge       *time.Duration `json:"-"`
+	HintedSub    string         `json:"-"` // sub of a valid id_token_hint
+	ResponseType string         `json:"-"`
+	ChallengeBy  string         `json:"-"` // code_challenge_method
+}
+
+// RequestError is a fault of an authorization request that the client is told by
+// redirect: an error code of RFC 6749 section 4.1.2.1 or OpenID Connect Core
+// section 3.1.2.6.
+type RequestError struct{ Code, Description string }
+
+func (e *RequestError) Error() string { return e.Code + ": " + e.Description }
+
+// requestLife is how long a sign-in page stays good.
+const requestLife = 15 * time.Minute
+
+// codeLife is how long a code may be redeemed; codeMemory is how long a used one
+// is remembered, so that a replay is seen.
+const (
+	codeLife   = 2 * time.Minute
+	codeMemory = 15 * time.Minute
+)
+
+var challengeForm = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
+
+// check refuses what Tabard does not do.
+func (r *AuthRequest) check(c *Client) error {
+	none := slices.Contains(r.Prompt, "none")
+	switch {
+	case r.ResponseType == "":
+		return &RequestError{"invalid_request", "response_type is missing"}
+	case r.ResponseType != "code":
+		return &RequestError{"unsupported_response_type", "only response_type=code is supported"}
+	case r.CodeChallenge == "" && r.ChallengeBy != "":
+		return &RequestError{"invalid_request", "code_challenge is missing"}
+	case r.CodeChallenge == "" && c.Public:
+		return &RequestError{"invalid_request", "code_challenge is required: use PKCE with S256"}
+	case r.CodeChallenge != "" && r.ChallengeBy != "S256":
+		return &RequestError{"invalid_request", "code_challenge_method must be S256"}
+	case r.CodeChallenge != "" && !challengeForm.MatchString(r.CodeChallenge):
+		return &RequestError{"invalid_request", "code_challenge is not a SHA-256 in base64url"}
+	case none && len(r.Prompt) > 1:
+		return &RequestError{"invalid_request", "prompt=none stands alone"}
+	case len(r.State) > 2048 || len(r.Nonce) > 1024 || len(r.LoginHint) > 256:
+		return &RequestError{"invalid_request", "state, nonce or login_hint is too long"}
+	}
+	return nil
+}
+
+// Authorized is what comes of an authorization request: a redirect to the client,
+// or a sealed request for the sign-in page with the value of the sign-in cookie.
+type Authorized struct {
+	Redirect string
+	Sealed   string
+	Binding  string
+}
+
+// Authorize answers r from the browser's session where that is enough (single
+// sign-on), and otherwise sends the person to the sign-in page. cookie and binding
+// are the values of the session and sign-in cookies, "" where absent. A
+// *RequestError goes to the client.
+func (s *Service) Authorize(ctx context.Context, r AuthRequest, cookie, binding string) (Authorized, error) {
+	c, err := s.Client(r.ClientID)
+	if err != nil {
+		return Authorized{}, err
+	}
+	if err := r.check(c); err != nil {
+		return Authorized{}, err
+	}
+	r.Issued = s.Now().UTC()
+	none := slices.Contains(r.Prompt, "none")
+	redirect, err := s.singleSignOn(ctx, &r, c, cookie)
+	switch {
+	case err == nil && redirect != "":
+		return Authorized{Redirect: redirect}, nil
+	case err != nil && !errors.Is(err, ErrNoSession) && (none || !errors.Is(err, ErrUnavailable)):
+		return Authorized{}, err
+	case none:
+		return Authorized{}, &RequestError{"login_required", "sign in first"}
+	}
+	if len(binding) != 43 { // not one of ours
+		binding = encode(randomBytes(32))
+	}
+	r.Binding = hashSecret(binding)
+	sealed, err := s.seals.seal("authorize", r)
+	return Authorized{Sealed: sealed, Binding: binding}, err
+}
+
+// singleSignOn issues a code from the browser's session; "" or ErrNoSession means
+// that the person has to sign in.
+func (s *Service) singleSignOn(ctx context.Context, r *AuthRequest, c *Client, cookie string) (string, error) {
+	if cookie == "" || slices.Contains(r.Prompt, "login") || slices.Contains(r.Prompt, "select_account") {
+		return "", nil
+	}
+	for range maxTries {
+		sess, err := s.Browser(ctx, cookie)
+		if err != nil {
+			return "", err
+		}
+		if r.HintedSub != "" && r.HintedSub != sess.Sub || r.MaxAge != nil && s.Now().Sub(sess.AuthTime) > *r.MaxAge {
+			return "", nil
+		}
+		take, err := s.reread(ctx, sess)
+		if err != nil {
+			return "", err
+		}
+		take(sess)
+		redirect, err := s.issueCode(ctx, sess, c, r)
+		if !errors.Is(err, store.ErrConflict) {
+			return redirect, err
+		}
+	}
+	return "", errBusy
+}
+
+// OpenRequest opens what Authorize sealed. binding is the value of the sign-in
+// cookie. ErrExpired when the request is too old, not ours, or was made for
+// another browser.
+func (s *Service) OpenRequest(sealed, binding string) (*AuthRequest, error) {
+	r := &AuthRequest{}
+	if err := s.seals.open("authorize", sealed, r); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrExpired, err)
+	}
+	c, err := s.Client(r.ClientID)
+	if err != nil || !isSecret(binding, r.Binding) || s.Now().Sub(r.Issued) > requestLife {
+		return nil, ErrExpired
+	}
+	r.ClientName = c.Name
+	return r, nil
+}
+
+// code is a record of an authorization code. Only the hash of the code is kept.
+type code struct {
+	Hash          []byte    `json:"hash"`
+	Session       string    `json:"session"`
+	Client        string    `json:"client"`
+	RedirectURI   string    `json:"redirect"`
+	CodeChallenge string    `json:"challenge,omitempty"`
+	Nonce         string    `json:"nonce,omitempty"`
+	Offline       bool      `json:"offline,omitempty"`
+	Expires       time.Time `json:"expires"`
+	Used          string    `json:"used,omitempty"` // the family that it began
+}
+
+// issueCode writes sess and a code for c in one transaction, and returns the
+// redirect to the client with it (RFC 9207: with iss). ErrNoAccess if a rule gives
+// the person no token, so that they hear of it before they leave.
+func (s *Service) issueCode(ctx context.Context, sess *Session, c *Client, r *AuthRequest) (string, error) {
+	if _, err := s.entitle(sess, c); err != nil {
+		if errors.Is(err, ErrNoAccess) {
+			err = errors.Join(err, s.record(ctx, audit.Event{Act: "token.issue", Outcome: audit.Denied, Reason: err.Error(), Client: c.ID, Cluster: c.Cluster}, sess))
+		}
+		return "", err
+	}
+	id, secret := randomID(), encode(randomBytes(32))
+	rec := code{
+		Hash: hashSecret(secret), Session: sess.ID, Client: c.ID, RedirectURI: r.RedirectURI,
+		CodeChallenge: r.CodeChallenge, Nonce: r.Nonce, Offline: r.Offline, Expires: s.Now().Add(codeLife).UTC(),
+	}
+	value, err := json.Marshal(rec)
+	if err != nil {
+		return "", fmt.Errorf("encode code: %w", err)
+	}
+	op, err := s.op(sess)
+	if err != nil {
+		return "", err
+	}
+	ops := []store.Op{op, {Key: "code/" + id, Value: value, Expires: s.Now().Add(codeMemory)}}
+	if _, err := s.Store.Txn(ctx, []store.Cond{sess.cond()}, ops); err != nil {
+		return "", fmt.Errorf("write code: %w", err)
+	}
+	return RedirectWith(r.RedirectURI, url.Values{"code": {id + "." + secret}, "state": {r.State}, "iss": {s.cfg.Issuer}}), nil
+}
+
+// RedirectWith adds the non-empty parameters to a registered URI, keeping its own.
+func RedirectWith(uri string, params url.Values) string {
+	u, err := url.Parse(uri)
+	if err != nil {
+		return uri // registered, so it was parsed before
+	}
+	q := u.Query()
+	for k, v := range params {
+		if v[0] != "" {
+			q.Set(k, v[0])
+		}
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+// verifies reports whether verifier is what the challenge was made of (RFC 7636
+// section 4.6). Both are there, or neither.
+func (c *code) verifies(verifier string) bool {
+	if c.CodeChallenge == "" || verifier == "" {
+		return c.CodeChallenge == verifier
+	}
+	sum := sha256.Sum256([]byte(verifier))
+	return len(verifier) <= 128 && subtle.ConstantTimeCompare([]byte(encode(sum[:])), []byte(c.CodeChallenge)) == 1
+}

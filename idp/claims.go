@@ -1,0 +1,253 @@
+package idp
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tabard-id/tabard/groups"
+)
+
+// nbfAllowance is how far back nbf lies, for API servers whose clock is behind.
+const nbfAllowance = time.Minute
+
+// amrPassword and acrPassword say that the person gave a password (RFC 8176).
+const (
+	amrPassword = "pwd"
+	acrPassword = "urn:tabard:acr:password"
+)
+
+// entitlement is what one client's token may say of a session: the groups that
+// leave, and when the first of them ends (zero: none does).
+type entitlement struct {
+	groups []string
+	ends   time.Time
+}
+
+// allGroups returns the directory's and the local groups of the session's person
+// that may be in a token at all, sorted, and per local group when it ends.
+// A membership with less than minLife left does not count.
+func (s *Service) allGroups(sess *Session, minLife time.Duration) ([]string, map[string]time.Time, error) {
+	now := s.Now()
+	local, err := s.Groups.Of(sess.Sub, sess.Groups, now)
+	if err != nil {
+		return nil, nil, fmt.Errorf("local groups: %w", err)
+	}
+	all, dropped := mergeGroups(sess.Groups, local, s.cfg.DirectoryPrefixes, now.Add(minLife))
+	if len(dropped) > 0 {
+		s.Log.WithField("sub", sess.Sub).WithField("groups", dropped).Error("groups with reserved or colliding names are left out of tokens: rename them")
+	}
+	return all.names, all.ends, nil
+}
+
+type merged struct {
+	names []string
+	ends  map[string]time.Time // of local groups that end
+}
+
+// mergeGroups joins the groups of both sources. A name beginning with "system:",
+// a directory group without its directory's prefix, and a local group with one are
+// refused here once more, whatever let them in. Of several memberships in one
+// group the one that lasts longest counts; those that end before notBefore do not.
+func mergeGroups(dirGroups []string, local []groups.Membership, prefixes []string, notBefore time.Time) (m merged, dropped []string) {
+	prefixed := func(name string) bool {
+		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
+	}
+	m.ends = map[string]time.Time{}
+	for _, g := range dirGroups {
+		if reservedName(g) || !prefixed(g) {
+			dropped = append(dropped, g)
+			continue
+		}
+		m.names = append(m.names, g)
+	}
+	lasting := map[string]bool{}
+	for _, l := range local {
+		switch {
+		case reservedName(l.Group) || prefixed(l.Group):
+			dropped = append(dropped, l.Group)
+			continue
+		case !l.End.IsZero() && l.End.Before(notBefore):
+			continue
+		case l.End.IsZero():
+			lasting[l.Group] = true
+		case l.End.After(m.ends[l.Group]):
+			m.ends[l.Group] = l.End
+		}
+		m.names = append(m.names, l.Group)
+	}
+	for g := range lasting {
+		delete(m.ends, g)
+	}
+	slices.Sort(m.names)
+	m.names = slices.Compact(m.names)
+	return m, dropped
+}
+
+// reservedName reports whether Kubernetes gives the name a meaning of its own, or
+// it cannot be a name at all.
+func reservedName(name string) bool {
+	return name == "" || strings.HasPrefix(strings.ToLower(strings.TrimSpace(name)), "system:") ||
+		strings.ContainsFunc(name, func(r rune) bool { return r < 0x20 || r == 0x7f })
+}
+
+// entitle returns what c's token may say of sess, or ErrNoAccess.
+func (s *Service) entitle(sess *Session, c *Client) (entitlement, error) {
+	if reservedName(sess.Username) {
+		return entitlement{}, fmt.Errorf("%w: the directory's username %q may not be in a token", ErrNoAccess, sess.Username)
+	}
+	all, ends, err := s.allGroups(sess, c.tokens.MinLifetime)
+	if err != nil {
+		return entitlement{}, err
+	}
+	return c.entitle(all, ends, s.cfg.DirectoryPrefixes)
+}
+
+// entitle applies the cluster's rules: required groups, then the filter. A token
+// ends with the first group that is in it, and with the last required group that
+// let the person in.
+func (c *Client) entitle(all []string, ends map[string]time.Time, prefixes []string) (entitlement, error) {
+	if c.rules == nil {
+		return entitlement{groups: all, ends: earliest(all, ends)}, nil
+	}
+	e := entitlement{groups: c.rules.Groups.apply(all, prefixes)}
+	e.ends = earliest(e.groups, ends)
+	if len(c.rules.RequireGroups) == 0 {
+		return e, nil
+	}
+	var until time.Time
+	in := false
+	for _, g := range c.rules.RequireGroups {
+		if !slices.Contains(all, g) {
+			continue
+		}
+		if end, limited := ends[g]; !limited {
+			in, until = true, time.Time{}
+			break
+		} else if end.After(until) {
+			in, until = true, end
+		}
+	}
+	if !in {
+		return entitlement{}, fmt.Errorf("%w: cluster %s requires one of the groups %s", ErrNoAccess, c.Cluster, strings.Join(c.rules.RequireGroups, ", "))
+	}
+	if !until.IsZero() && (e.ends.IsZero() || until.Before(e.ends)) {
+		e.ends = until
+	}
+	return e, nil
+}
+
+func earliest(names []string, ends map[string]time.Time) (first time.Time) {
+	for _, g := range names {
+		if end, ok := ends[g]; ok && (first.IsZero() || end.Before(first)) {
+			first = end
+		}
+	}
+	return first
+}
+
+// apply returns the names that pass the filter. A pattern without a directory's
+// prefix is for local groups alone.
+func (f GroupFilter) apply(names, prefixes []string) []string {
+	out := make([]string, 0, len(names))
+	for _, n := range names {
+		if (f.Include == nil || matchesAny(f.Include, n, prefixes)) && !matchesAny(f.Exclude, n, prefixes) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+func matchesAny(patterns []string, name string, prefixes []string) bool {
+	of := func(s string) int {
+		return slices.IndexFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
+	}
+	source := of(name)
+	return slices.ContainsFunc(patterns, func(p string) bool { return of(p) == source && globMatches(p, name) })
+}
+
+// globMatches reports whether name fits pattern, where * stands for any run of
+// characters and ? for one.
+func globMatches(pattern, name string) bool {
+	p, n := []rune(pattern), []rune(name)
+	star, mark := -1, 0 // the last * and how much it has taken
+	i, j := 0, 0
+	for j < len(n) {
+		switch {
+		case i < len(p) && p[i] == '*':
+			star, mark = i, j
+			i++
+		case i < len(p) && (p[i] == '?' || p[i] == n[j]):
+			i, j = i+1, j+1
+		case star >= 0:
+			mark++
+			i, j = star+1, mark
+		default:
+			return false
+		}
+	}
+	return strings.Trim(string(p[i:]), "*") == ""
+}
+
+// preparedToken is an id_token that lacks only its signature: all that can be
+// refused has been, so it can be made before a code or secret is used up.
+type preparedToken struct {
+	payload []byte
+	alg     string
+	jti     string
+	expires time.Time
+}
+
+// ErrTooLarge says that a token would break headers on its way.
+var ErrTooLarge = errors.New("token too large")
+
+// prepare makes the claims of an id_token of sess for c and the audiences aud
+// (OpenID Connect Core section 2). It never outlives a membership in it.
+func (s *Service) prepare(sess *Session, c *Client, azp string, nonce string) (preparedToken, error) {
+	e, err := s.entitle(sess, c)
+	if err != nil {
+		return preparedToken{}, err
+	}
+	now := s.Now()
+	t := preparedToken{alg: c.tokens.SigningAlgorithm, jti: randomID(), expires: now.Add(c.tokens.IDTokenLifetime)}
+	if !e.ends.IsZero() && e.ends.Before(t.expires) {
+		t.expires = e.ends
+	}
+	t.payload, err = json.Marshal(s.claims(sess, c, e, azp, nonce, now, t))
+	if err != nil {
+		return preparedToken{}, fmt.Errorf("encode claims: %w", err)
+	}
+	if size := len(t.payload)*4/3 + 512; size > int(c.tokens.MaxSize) { // 512: header and signature
+		return preparedToken{}, fmt.Errorf("%w: about %d bytes with %d groups, over tokens.maxSize %d: narrow the cluster's groups.include", ErrTooLarge, size, len(e.groups), c.tokens.MaxSize)
+	}
+	return t, nil
+}
+
+func (s *Service) claims(sess *Session, c *Client, e entitlement, azp, nonce string, now time.Time, t preparedToken) map[string]any {
+	claims := s.person(sess, c, e)
+	claims["iss"], claims["aud"], claims["azp"] = s.cfg.Issuer, c.Audience, azp
+	claims["jti"], claims["sid"] = t.jti, sess.ID
+	claims["exp"], claims["iat"], claims["nbf"] = t.expires.Unix(), now.Unix(), now.Add(-nbfAllowance).Unix()
+	claims["auth_time"], claims["amr"], claims["acr"] = sess.AuthTime.Unix(), []string{amrPassword}, acrPassword
+	if nonce != "" {
+		claims["nonce"] = nonce
+	}
+	if sess.stale {
+		claims["tabard_stale"] = true
+	}
+	return claims
+}
+
+// person is what a token and userinfo say alike.
+func (s *Service) person(sess *Session, c *Client, e entitlement) map[string]any {
+	claims := map[string]any{"sub": sess.Sub, "name": sess.Name, "preferred_username": sess.Username}
+	claims[c.tokens.UsernameClaim] = sess.Username
+	claims[c.tokens.GroupsClaim] = e.groups
+	if sess.Email != "" {
+		claims["email"], claims["email_verified"] = sess.Email, true
+	}
+	return claims
+}

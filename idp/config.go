@@ -1,0 +1,299 @@
+package idp
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// BuiltinClient is the public client and audience of Tabard's own API and
+// commands.
+const BuiltinClient = "tabard"
+
+// Config is what the Service is told by the configuration file.
+type Config struct {
+	Issuer   string          // https URL without query, fragment or trailing slash
+	Tokens   TokenConfig     // for every cluster that does not say otherwise
+	Sessions SessionConfig   // likewise
+	Clusters []ClusterConfig // in the order of the file
+	Clients  []ClientConfig
+	// Outage says for each directory how long a session may go on from what was
+	// last read when the directory does not answer; absent or 0: not at all.
+	Outage map[string]time.Duration
+	// DirectoryPrefixes are the prefixes of directory groups' names: no local
+	// group may begin with one, and a pattern with one means directory groups.
+	DirectoryPrefixes []string
+}
+
+// TokenConfig says how tokens are made. Zero fields take the default.
+type TokenConfig struct {
+	IDTokenLifetime  time.Duration `yaml:"idTokenLifetime,omitempty"`  // 5m
+	MinLifetime      time.Duration `yaml:"minLifetime,omitempty"`      // 1m: a membership with less left is left out
+	MaxSize          Size          `yaml:"maxSize,omitempty"`          // 16KiB, of a signed id_token
+	SigningAlgorithm string        `yaml:"signingAlgorithm,omitempty"` // RS256 or ES256
+	UsernameClaim    string        `yaml:"usernameClaim,omitempty"`    // preferred_username
+	GroupsClaim      string        `yaml:"groupsClaim,omitempty"`      // groups
+}
+
+// SessionConfig says how long sessions live. Zero fields take the default.
+type SessionConfig struct {
+	IdleTimeout  time.Duration `yaml:"idleTimeout,omitempty"`  // 8h
+	MaxLifetime  time.Duration `yaml:"maxLifetime,omitempty"`  // 12h
+	RefreshGrace time.Duration `yaml:"refreshGrace,omitempty"` // 30s
+}
+
+// ClusterConfig is one Kubernetes cluster: its audience, and what its tokens hold.
+type ClusterConfig struct {
+	Name          string        `yaml:"name"`
+	ClientID      string        `yaml:"clientID"`
+	RedirectURIs  []string      `yaml:"redirectURIs,omitempty"`
+	Groups        GroupFilter   `yaml:"groups,omitempty"`
+	RequireGroups []string      `yaml:"requireGroups,omitempty"`
+	Tokens        TokenConfig   `yaml:"tokens,omitempty"`
+	Sessions      SessionConfig `yaml:"sessions,omitempty"`
+}
+
+// GroupFilter says by globs which groups leave in a cluster's tokens. An absent
+// Include means all.
+type GroupFilter struct {
+	Include []string `yaml:"include,omitempty"`
+	Exclude []string `yaml:"exclude,omitempty"`
+}
+
+// ClientConfig is a further client of a cluster, confidential when it has a secret.
+type ClientConfig struct {
+	ID                     string   `yaml:"id"`
+	Cluster                string   `yaml:"cluster"`
+	Secret                 string   `yaml:"secret,omitempty"`
+	SecretFile             string   `yaml:"secretFile,omitempty"`
+	RedirectURIs           []string `yaml:"redirectURIs,omitempty"`
+	PostLogoutRedirectURIs []string `yaml:"postLogoutRedirectURIs,omitempty"`
+}
+
+// Size is a number of bytes, written as "16KiB", "1MiB" or a plain number.
+type Size int
+
+// UnmarshalText reads a Size.
+func (s *Size) UnmarshalText(b []byte) error {
+	text, unit := string(b), 1
+	for suffix, u := range map[string]int{"KiB": 1 << 10, "MiB": 1 << 20} {
+		if t, ok := strings.CutSuffix(text, suffix); ok {
+			text, unit = t, u
+		}
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(text))
+	if err != nil || n < 0 || n > 1<<20 {
+		return fmt.Errorf("%q is not a size: write 16KiB, 1MiB or a number of bytes", b)
+	}
+	*s = Size(n * unit)
+	return nil
+}
+
+// MarshalText writes a Size as UnmarshalText reads it.
+func (s Size) MarshalText() ([]byte, error) {
+	if s > 0 && s%1024 == 0 {
+		return fmt.Appendf(nil, "%dKiB", int(s)/1024), nil
+	}
+	return strconv.AppendInt(nil, int64(s), 10), nil
+}
+
+var (
+	defaultTokens = TokenConfig{
+		IDTokenLifetime: 5 * time.Minute, MinLifetime: time.Minute, MaxSize: 16 << 10,
+		SigningAlgorithm: "RS256", UsernameClaim: "preferred_username", GroupsClaim: "groups",
+	}
+	defaultSessions = SessionConfig{IdleTimeout: 8 * time.Hour, MaxLifetime: 12 * time.Hour, RefreshGrace: 30 * time.Second}
+)
+
+// or returns t with its zero fields taken from def.
+func (t TokenConfig) or(def TokenConfig) TokenConfig {
+	return TokenConfig{
+		IDTokenLifetime:  cmp.Or(t.IDTokenLifetime, def.IDTokenLifetime),
+		MinLifetime:      cmp.Or(t.MinLifetime, def.MinLifetime),
+		MaxSize:          cmp.Or(t.MaxSize, def.MaxSize),
+		SigningAlgorithm: cmp.Or(t.SigningAlgorithm, def.SigningAlgorithm),
+		UsernameClaim:    cmp.Or(t.UsernameClaim, def.UsernameClaim),
+		GroupsClaim:      cmp.Or(t.GroupsClaim, def.GroupsClaim),
+	}
+}
+
+// or returns c with its zero fields taken from def.
+func (c SessionConfig) or(def SessionConfig) SessionConfig {
+	return SessionConfig{
+		IdleTimeout:  cmp.Or(c.IdleTimeout, def.IdleTimeout),
+		MaxLifetime:  cmp.Or(c.MaxLifetime, def.MaxLifetime),
+		RefreshGrace: cmp.Or(c.RefreshGrace, def.RefreshGrace),
+	}
+}
+
+func cmpOr[T comparable](a, b T) T {
+	var zero T
+	if a != zero {
+		return a
+	}
+	return b
+}
+
+// SetDefaults fills in what the file left out; a cluster takes what it does not
+// say from the top level.
+func (c *Config) SetDefaults() {
+	c.Issuer = strings.TrimSuffix(c.Issuer, "/")
+	c.Tokens = c.Tokens.or(defaultTokens)
+	c.Sessions = c.Sessions.or(defaultSessions)
+	for i := range c.Clusters {
+		c.Clusters[i].Tokens = c.Clusters[i].Tokens.or(c.Tokens)
+		c.Clusters[i].Sessions = c.Clusters[i].Sessions.or(c.Sessions)
+	}
+}
+
+// KeyAlgorithms returns the signing algorithms in use, sorted.
+func (c Config) KeyAlgorithms() []string {
+	algs := []string{c.Tokens.SigningAlgorithm}
+	for _, cl := range c.Clusters {
+		algs = append(algs, cl.Tokens.SigningAlgorithm)
+	}
+	slices.Sort(algs)
+	return slices.Compact(algs)
+}
+
+// ClaimNames returns the names of the claims that id_tokens can hold, sorted.
+func (c Config) ClaimNames() []string {
+	names := []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "jti", "auth_time", "amr", "acr", "sid", "nonce",
+		"preferred_username", "email", "email_verified", "name", c.Tokens.UsernameClaim, c.Tokens.GroupsClaim}
+	for _, cl := range c.Clusters {
+		names = append(names, cl.Tokens.UsernameClaim, cl.Tokens.GroupsClaim)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// LongestToken is the longest life an id_token can have.
+func (c Config) LongestToken() time.Duration {
+	longest := c.Tokens.IDTokenLifetime
+	for _, cl := range c.Clusters {
+		longest = max(longest, cl.Tokens.IDTokenLifetime)
+	}
+	return longest
+}
+
+// FieldError is a mistake in the configuration and the path of the key it is in,
+// e.g. "clusters[0].clientID".
+type FieldError struct {
+	Path string
+	Msg  string
+}
+
+func (e *FieldError) Error() string { return e.Path + ": " + e.Msg }
+
+func wrong(path, format string, args ...any) error {
+	return &FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
+}
+
+var (
+	nameForm     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	clientIDForm = regexp.MustCompile(`^[A-Za-z0-9._~:/-]{1,128}$`)
+)
+
+// reservedClaims may not be used as the name of the username or groups claim.
+var reservedClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "jti", "auth_time", "amr", "acr", "sid",
+	"nonce", "at_hash", "c_hash", "email", "email_verified", "name", "tabard_stale"}
+
+// Validate returns every mistake, joined; each is a *FieldError. SetDefaults comes
+// before it.
+func (c Config) Validate() error {
+	errs := []error{c.Tokens.validate("tokens"), c.Sessions.validate("sessions")}
+	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+		errs = append(errs, wrong("issuer", "must be an https URL without query or fragment, because an API server accepts no other"))
+	}
+	ids := map[string]string{BuiltinClient: "the built-in client"}
+	take := func(id, path string) {
+		if other, taken := ids[id]; taken {
+			errs = append(errs, wrong(path, "%q is already the id of %s", id, other))
+		} else if !clientIDForm.MatchString(id) {
+			errs = append(errs, wrong(path, "%q is not a client id: use letters, digits and . _ ~ : / -", id))
+		}
+		ids[id] = path
+	}
+	names := map[string]bool{}
+	for i, cl := range c.Clusters {
+		path := fmt.Sprintf("clusters[%d]", i)
+		if !nameForm.MatchString(cl.Name) || names[cl.Name] {
+			errs = append(errs, wrong(path+".name", "%q must be a unique name of lower-case letters, digits and dashes", cl.Name))
+		}
+		names[cl.Name] = true
+		take(cl.ClientID, path+".clientID")
+		errs = append(errs, cl.Tokens.validate(path+".tokens"), cl.Sessions.validate(path+".sessions"))
+		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs))
+	}
+	for i, cl := range c.Clients {
+		path := fmt.Sprintf("clients[%d]", i)
+		take(cl.ID, path+".id")
+		if !names[cl.Cluster] {
+			errs = append(errs, wrong(path+".cluster", "there is no cluster %q", cl.Cluster))
+		}
+		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), validateURIs(path+".postLogoutRedirectURIs", cl.PostLogoutRedirectURIs))
+	}
+	return errors.Join(errs...)
+}
+
+func (t TokenConfig) validate(path string) error {
+	var errs []error
+	if t.IDTokenLifetime < time.Minute/6 || t.IDTokenLifetime > 24*time.Hour {
+		errs = append(errs, wrong(path+".idTokenLifetime", "%s is not between 10s and 24h", t.IDTokenLifetime))
+	}
+	if t.MinLifetime < 0 || t.MinLifetime > t.IDTokenLifetime {
+		errs = append(errs, wrong(path+".minLifetime", "%s must be positive and at most idTokenLifetime (%s)", t.MinLifetime, t.IDTokenLifetime))
+	}
+	if t.MaxSize < 1<<10 {
+		errs = append(errs, wrong(path+".maxSize", "must be at least 1KiB"))
+	}
+	if t.SigningAlgorithm != "RS256" && t.SigningAlgorithm != "ES256" {
+		errs = append(errs, wrong(path+".signingAlgorithm", "%q is not RS256 or ES256", t.SigningAlgorithm))
+	}
+	if slices.Contains(reservedClaims, t.UsernameClaim) || t.UsernameClaim == t.GroupsClaim {
+		errs = append(errs, wrong(path+".usernameClaim", "%q has a meaning of its own: choose another name", t.UsernameClaim))
+	}
+	if slices.Contains(reservedClaims, t.GroupsClaim) || t.GroupsClaim == "preferred_username" {
+		errs = append(errs, wrong(path+".groupsClaim", "%q has a meaning of its own: choose another name", t.GroupsClaim))
+	}
+	return errors.Join(errs...)
+}
+
+func (c SessionConfig) validate(path string) error {
+	var errs []error
+	if c.IdleTimeout < time.Minute || c.IdleTimeout > c.MaxLifetime {
+		errs = append(errs, wrong(path+".idleTimeout", "%s must be at least 1m and at most maxLifetime (%s)", c.IdleTimeout, c.MaxLifetime))
+	}
+	if c.MaxLifetime > 90*24*time.Hour {
+		errs = append(errs, wrong(path+".maxLifetime", "%s is more than 90 days", c.MaxLifetime))
+	}
+	if c.RefreshGrace < 0 || c.RefreshGrace > 10*time.Minute {
+		errs = append(errs, wrong(path+".refreshGrace", "%s is not between 0s and 10m", c.RefreshGrace))
+	}
+	return errors.Join(errs...)
+}
+
+// validateURIs accepts https, http on loopback, and private-use schemes with a dot
+// (RFC 8252 section 7.1); never a fragment, user or wildcard.
+func validateURIs(path string, uris []string) error {
+	var errs []error
+	for i, raw := range uris {
+		u, err := url.Parse(raw)
+		at := fmt.Sprintf("%s[%d]", path, i)
+		switch {
+		case err != nil || u.Scheme == "" || u.Fragment != "" || u.User != nil || strings.Contains(raw, "*") || strings.Contains(raw, "#"):
+			errs = append(errs, wrong(at, "must be an absolute URI without fragment, user or wildcard"))
+		case u.Scheme == "https" && u.Host != "", strings.Contains(u.Scheme, "."):
+		case u.Scheme == "http" && slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, u.Hostname()):
+		default:
+			errs = append(errs, wrong(at, "must be https; http is for localhost, 127.0.0.1 and [::1] alone"))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,300 @@
+package idp
+
+import (
+	"cmp"
+	"context"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/sirupsen/logrus"
+
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// KeyConfig says which signing keys there are and when they rotate.
+type KeyConfig struct {
+	Algorithms   []string      `yaml:"-"`                      // those in use: RS256, ES256
+	RotateEvery  time.Duration `yaml:"rotateEvery,omitempty"`  // 30 days
+	PublishAhead time.Duration `yaml:"publishAhead,omitempty"` // 24h: how long the next key is in the JWKS before it signs
+	Retain       time.Duration `yaml:"-"`                      // how long a key stays published after it signed last: the longest id_token
+}
+
+// Keys holds the signing keys, kept in the store: per algorithm one that signs,
+// the next one published ahead, and retired ones until their last token is dead.
+// An API server that caches the JWKS therefore never meets an unknown key.
+type Keys struct {
+	store store.Store
+	cfg   KeyConfig
+	log   logrus.FieldLogger
+	now   func() time.Time
+
+	mu   sync.RWMutex
+	keys map[string][]signingKey // by algorithm, oldest first
+
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+// signingKey signs from NotBefore until the NotBefore of the one after it.
+type signingKey struct {
+	ID        string    `json:"kid"`
+	NotBefore time.Time `json:"notBefore"`
+	PKCS8     []byte    `json:"pkcs8"`
+
+	signer jose.Signer
+	public jose.JSONWebKey
+}
+
+// OpenKeys loads the signing keys, makes missing ones, and rotates until Close.
+// now may be nil.
+func OpenKeys(ctx context.Context, st store.Store, cfg KeyConfig, log logrus.FieldLogger, now func() time.Time) (*Keys, error) {
+	cfg.RotateEvery = cmp.Or(cfg.RotateEvery, 30*24*time.Hour)
+	cfg.PublishAhead = cmp.Or(cfg.PublishAhead, 24*time.Hour)
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if now == nil {
+		now = time.Now
+	}
+	k := &Keys{store: st, cfg: cfg, log: log, now: now, keys: map[string][]signingKey{}, done: make(chan struct{})}
+	for _, alg := range cfg.Algorithms {
+		if err := k.refresh(ctx, alg); err != nil {
+			return nil, err
+		}
+	}
+	run, stop := context.WithCancel(context.Background())
+	k.stop = stop
+	go k.run(run)
+	return k, nil
+}
+
+// Validate reports times that would publish a key too late, or never use it.
+// Zero fields stand for their defaults.
+func (c KeyConfig) Validate() error {
+	every, ahead := cmp.Or(c.RotateEvery, 30*24*time.Hour), cmp.Or(c.PublishAhead, 24*time.Hour)
+	switch {
+	case every < 0 || ahead < 0:
+		return errors.New("keys: rotateEvery and publishAhead must be positive")
+	case ahead >= every:
+		return fmt.Errorf("keys: publishAhead (%s) must be shorter than rotateEvery (%s)", ahead, every)
+	}
+	return nil
+}
+
+// Close ends rotation and waits for it.
+func (k *Keys) Close() {
+	k.stop()
+	<-k.done
+}
+
+func (k *Keys) run(ctx context.Context) {
+	defer close(k.done)
+	tick := time.NewTicker(max(min(k.cfg.PublishAhead/4, time.Minute), 100*time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, alg := range k.cfg.Algorithms {
+			if err := k.refresh(ctx, alg); err != nil && ctx.Err() == nil {
+				k.log.WithError(err).Error("signing keys could not be read or rotated; the present ones go on")
+			}
+		}
+	}
+}
+
+// refresh reads the keys of alg, writes the next one or drops dead ones where
+// that is due, and puts the result to use. Nodes that race meet in ErrConflict.
+func (k *Keys) refresh(ctx context.Context, alg string) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	key := "keys/" + alg
+	for {
+		var ring []signingKey
+		e, err := k.store.Get(ctx, key)
+		if err == nil {
+			err = json.Unmarshal(e.Value, &ring)
+		} else if errors.Is(err, store.ErrNotFound) {
+			err = nil
+		}
+		if err != nil {
+			return fmt.Errorf("signing keys %s: %w", alg, err)
+		}
+		next, changed, err := k.due(ring, alg)
+		if err != nil {
+			return err
+		}
+		if changed {
+			value, err := json.Marshal(next)
+			if err != nil {
+				return fmt.Errorf("signing keys %s: %w", alg, err)
+			}
+			_, err = k.store.Txn(ctx, []store.Cond{{Key: key, Revision: e.Revision}}, []store.Op{{Key: key, Value: value}})
+			if errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown) {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("write signing keys %s: %w", alg, err)
+			}
+		}
+		return k.use(alg, next)
+	}
+}
+
+// due returns the ring as it should be now: a first key at once, the next key
+// PublishAhead before it signs, without keys whose last token is dead.
+func (k *Keys) due(ring []signingKey, alg string) (next []signingKey, changed bool, err error) {
+	now, n := k.now(), len(ring)
+	for i, key := range ring {
+		if i+1 < n && ring[i+1].NotBefore.Add(k.cfg.Retain+retireMargin).Before(now) {
+			changed = true
+			continue
+		}
+		next = append(next, key)
+	}
+	from := now
+	if n > 0 {
+		from = ring[n-1].NotBefore.Add(k.cfg.RotateEvery)
+		if now.Before(from.Add(-k.cfg.PublishAhead)) {
+			return next, changed, nil
+		}
+		if ahead := now.Add(k.cfg.PublishAhead); from.Before(ahead) {
+			from = ahead // the server was down when it was due
+		}
+	}
+	key, err := newSigningKey(alg, from)
+	return append(next, key), true, err
+}
+
+// retireMargin covers clocks that differ and tokens under way.
+const retireMargin = 10 * time.Minute
+
+func newSigningKey(alg string, from time.Time) (signingKey, error) {
+	var priv any
+	var err error
+	switch alg {
+	case string(jose.RS256):
+		priv, err = rsa.GenerateKey(rand.Reader, 2048)
+	case string(jose.ES256):
+		priv, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	default:
+		err = fmt.Errorf("signing algorithm %q is not RS256 or ES256", alg)
+	}
+	if err != nil {
+		return signingKey{}, fmt.Errorf("make signing key: %w", err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		return signingKey{}, fmt.Errorf("make signing key: %w", err)
+	}
+	return signingKey{ID: randomID(), NotBefore: from.UTC(), PKCS8: der}, nil
+}
+
+// use makes ring the keys of alg, keeping what was parsed before.
+func (k *Keys) use(alg string, ring []signingKey) error {
+	k.mu.RLock()
+	old := k.keys[alg]
+	k.mu.RUnlock()
+	for i := range ring {
+		at := slices.IndexFunc(old, func(o signingKey) bool { return o.ID == ring[i].ID })
+		if at >= 0 {
+			ring[i].signer, ring[i].public = old[at].signer, old[at].public
+			continue
+		}
+		if err := ring[i].parse(alg); err != nil {
+			return err
+		}
+	}
+	k.mu.Lock()
+	k.keys[alg] = ring
+	k.mu.Unlock()
+	return nil
+}
+
+func (s *signingKey) parse(alg string) error {
+	priv, err := x509.ParsePKCS8PrivateKey(s.PKCS8)
+	if err != nil {
+		return fmt.Errorf("signing key %s is damaged: %w", s.ID, err)
+	}
+	signer, ok := priv.(crypto.Signer)
+	if !ok {
+		return fmt.Errorf("signing key %s cannot sign", s.ID)
+	}
+	s.public = jose.JSONWebKey{Key: signer.Public(), KeyID: s.ID, Algorithm: alg, Use: "sig"}
+	s.signer, err = jose.NewSigner(
+		jose.SigningKey{Algorithm: jose.SignatureAlgorithm(alg), Key: jose.JSONWebKey{Key: priv, KeyID: s.ID}},
+		(&jose.SignerOptions{}).WithType("JWT"))
+	if err != nil {
+		return fmt.Errorf("signing key %s: %w", s.ID, err)
+	}
+	return nil
+}
+
+// Sign returns payload as a compact JWS by the key of alg that signs now.
+func (k *Keys) Sign(alg string, payload []byte) (string, error) {
+	key := k.current(alg)
+	if key == nil {
+		return "", fmt.Errorf("no signing key for %s", alg)
+	}
+	jws, err := key.signer.Sign(payload)
+	if err != nil {
+		return "", fmt.Errorf("sign: %w", err)
+	}
+	return jws.CompactSerialize()
+}
+
+func (k *Keys) current(alg string) *signingKey {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	now := k.now()
+	for i, key := range slices.Backward(k.keys[alg]) {
+		if !key.NotBefore.After(now) || i == 0 {
+			return &k.keys[alg][i]
+		}
+	}
+	return nil
+}
+
+// Verify returns the payload of a compact JWS that one of our keys signed.
+func (k *Keys) Verify(token string) ([]byte, error) {
+	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
+	if err != nil {
+		return nil, fmt.Errorf("parse token: %w", err)
+	}
+	header := jws.Signatures[0].Header
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for _, key := range k.keys[header.Algorithm] {
+		if key.ID == header.KeyID {
+			return jws.Verify(key.public)
+		}
+	}
+	return nil, errors.New("token is signed by no key of ours")
+}
+
+// Public returns the JWKS: every key that signs, will sign, or has signed tokens
+// that may still live.
+func (k *Keys) Public() jose.JSONWebKeySet {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	set := jose.JSONWebKeySet{Keys: []jose.JSONWebKey{}}
+	for _, alg := range k.cfg.Algorithms {
+		for _, key := range k.keys[alg] {
+			set.Keys = append(set.Keys, key.public)
+		}
+	}
+	return set
+}

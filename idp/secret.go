@@ -1,0 +1,139 @@
+package idp
+
+import (
+	"context"
+	"crypto/hkdf"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+const serverSecretKey = "secret/server"
+
+// serverSecret returns the secret that all nodes of a store share, making it on
+// the first start.
+func serverSecret(ctx context.Context, st store.Store) ([]byte, error) {
+	for {
+		e, err := st.Get(ctx, serverSecretKey)
+		if err == nil {
+			if len(e.Value) != 32 {
+				return nil, fmt.Errorf("record %s is damaged: restore the store from a backup", serverSecretKey)
+			}
+			return e.Value, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		_, err = st.Txn(ctx, []store.Cond{{Key: serverSecretKey}}, []store.Op{{Key: serverSecretKey, Value: randomBytes(32)}})
+		if err != nil && !errors.Is(err, store.ErrConflict) {
+			return nil, err
+		}
+	}
+}
+
+// sealer encrypts what is handed to browsers and clients instead of being stored,
+// and derives refresh secrets. Each purpose has a key of its own.
+type sealer struct{ secret []byte }
+
+func newSealer(secret []byte) *sealer { return &sealer{secret} }
+
+func (s *sealer) key(purpose string) []byte {
+	k, err := hkdf.Key(sha256.New, s.secret, nil, "tabard "+purpose, 32)
+	if err != nil {
+		panic(err) // only for absurd lengths
+	}
+	return k
+}
+
+// seal returns v as JSON under XChaCha20-Poly1305, whose long nonce may be random
+// without a limit that matters, base64url without padding.
+func (s *sealer) seal(purpose string, v any) (string, error) {
+	plain, err := json.Marshal(v)
+	if err != nil {
+		return "", fmt.Errorf("seal %s: %w", purpose, err)
+	}
+	aead, err := chacha20poly1305.NewX(s.key(purpose))
+	if err != nil {
+		return "", fmt.Errorf("seal %s: %w", purpose, err)
+	}
+	nonce := randomBytes(aead.NonceSize())
+	return base64.RawURLEncoding.EncodeToString(aead.Seal(nonce, nonce, plain, nil)), nil
+}
+
+// open reads into v what seal made for the same purpose. Any failure is
+// errSealed: nothing says which part was wrong.
+func (s *sealer) open(purpose, sealed string, v any) error {
+	if len(sealed) > 16<<10 {
+		return errSealed
+	}
+	b, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
+	if err != nil || len(b) < chacha20poly1305.NonceSizeX {
+		return errSealed
+	}
+	aead, err := chacha20poly1305.NewX(s.key(purpose))
+	if err != nil {
+		return errSealed
+	}
+	plain, err := aead.Open(nil, b[:chacha20poly1305.NonceSizeX], b[chacha20poly1305.NonceSizeX:], nil)
+	if err != nil || json.Unmarshal(plain, v) != nil {
+		return errSealed
+	}
+	return nil
+}
+
+var errSealed = errors.New("not sealed by this server")
+
+// mac is HMAC-SHA256 over parts that are told apart by their lengths.
+func (s *sealer) mac(purpose string, parts ...string) []byte {
+	h := hmac.New(sha256.New, s.key(purpose))
+	for _, p := range parts {
+		fmt.Fprintf(h, "%d:%s", len(p), p)
+	}
+	return h.Sum(nil)
+}
+
+// randomBytes returns n bytes from the system's generator, which does not fail.
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	rand.Read(b)
+	return b
+}
+
+// randomID returns 128 random bits, base64url.
+func randomID() string { return encode(randomBytes(16)) }
+
+func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+// hashSecret is what is stored of a secret with 128 random bits or more: nothing
+// slower is needed than one SHA-256.
+func hashSecret(secret string) []byte {
+	h := sha256.Sum256([]byte(secret))
+	return h[:]
+}
+
+// isSecret compares in constant time a presented secret with a stored hash.
+func isSecret(presented string, hash []byte) bool {
+	return len(hash) > 0 && subtle.ConstantTimeCompare(hashSecret(presented), hash) == 1
+}
+
+// splitToken cuts "id.rest", where both are non-empty and the id may be a store key.
+func splitToken(token string) (id, rest string, ok bool) {
+	id, rest, ok = strings.Cut(token, ".")
+	return id, rest, ok && isID(id) && rest != "" && len(token) <= 512
+}
+
+// isID reports whether s has the form of randomID.
+func isID(s string) bool {
+	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
+	return err == nil && len(b) == 16
+}

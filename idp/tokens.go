@@ -1,0 +1,287 @@
+package idp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// Tokens is what a grant gives (RFC 6749 section 5.1).
+type Tokens struct {
+	IDToken      string
+	AccessToken  string
+	RefreshToken string // "" without offline_access
+	Expires      time.Time
+}
+
+// maxTries bounds how often a write that met another one is tried again.
+const maxTries = 16
+
+// errBusy says that maxTries other writers came first.
+var errBusy = errors.New("too many writers at once")
+
+// Redeem turns a code into tokens (RFC 6749 section 4.1.3). A wrong client, redirect
+// URI or verifier neither uses the code up nor revokes anything; a second redemption
+// that passes every check ends the session. ErrInvalidGrant, ErrNoAccess.
+func (s *Service) Redeem(ctx context.Context, c *Client, rawCode, redirectURI, verifier string) (Tokens, error) {
+	id, secret, ok := splitToken(rawCode)
+	if !ok {
+		return Tokens{}, ErrInvalidGrant
+	}
+	mine := "" // the family of a try whose outcome was unknown
+	for range maxTries {
+		rec, revision, err := s.code(ctx, id)
+		if err != nil {
+			return Tokens{}, err
+		}
+		if !isSecret(secret, rec.Hash) || rec.Client != c.ID || rec.RedirectURI != redirectURI || !rec.verifies(verifier) {
+			return Tokens{}, fmt.Errorf("%w: code is not for this client, redirect URI and verifier", ErrInvalidGrant)
+		}
+		sess, err := s.session(ctx, rec.Session)
+		if err != nil {
+			return Tokens{}, grantError(err)
+		}
+		if rec.Used != "" && rec.Used != mine {
+			return Tokens{}, s.replayed(ctx, sess, c, "code used twice")
+		}
+		if !s.Now().Before(rec.Expires) {
+			return Tokens{}, fmt.Errorf("%w: code is too old", ErrInvalidGrant)
+		}
+		t, err := s.prepare(sess, c, c.ID, rec.Nonce)
+		if err != nil {
+			return Tokens{}, err
+		}
+		fam, refresh := s.addFamily(sess, c, rec.Offline)
+		rec.Used = fam
+		err = s.writeWith(ctx, sess, "code/"+id, revision, rec, s.Now().Add(codeMemory))
+		switch {
+		case err == nil:
+			return s.finish(ctx, sess, c, t, fam, refresh)
+		case errors.Is(err, store.ErrUnknown):
+			mine = fam
+		case !errors.Is(err, store.ErrConflict):
+			return Tokens{}, err
+		}
+	}
+	return Tokens{}, errBusy
+}
+
+func (s *Service) code(ctx context.Context, id string) (code, int64, error) {
+	var rec code
+	e, err := s.Store.Get(ctx, "code/"+id)
+	if errors.Is(err, store.ErrNotFound) {
+		return rec, 0, fmt.Errorf("%w: no such code", ErrInvalidGrant)
+	}
+	if err == nil {
+		err = json.Unmarshal(e.Value, &rec)
+	}
+	if err != nil {
+		return rec, 0, fmt.Errorf("read code: %w", err)
+	}
+	return rec, e.Revision, nil
+}
+
+// writeWith writes sess and the record at key in one transaction, if neither has
+// changed since it was read.
+func (s *Service) writeWith(ctx context.Context, sess *Session, key string, revision int64, rec any, expires time.Time) error {
+	value, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", key, err)
+	}
+	op, err := s.op(sess)
+	if err != nil {
+		return err
+	}
+	_, err = s.Store.Txn(ctx, []store.Cond{sess.cond(), {Key: key, Revision: revision}},
+		[]store.Op{op, {Key: key, Value: value, Expires: expires}})
+	return err
+}
+
+// replayed ends a session whose code or refresh token came a second time: one of
+// the two who hold it stole it (RFC 9700 section 4.14.2).
+func (s *Service) replayed(ctx context.Context, sess *Session, c *Client, what string) error {
+	e := audit.Event{Act: "token.reuse", Outcome: audit.Denied, Reason: what, Client: c.ID, Cluster: c.Cluster}
+	if err := s.record(ctx, e, sess); err != nil {
+		return err
+	}
+	if err := s.endSession(ctx, sess, what); err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: %s: session ended", ErrInvalidGrant, what)
+}
+
+// grantError turns a session that is gone into a grant that is not good.
+func grantError(err error) error {
+	if errors.Is(err, ErrNoSession) {
+		return fmt.Errorf("%w: %w", ErrInvalidGrant, err)
+	}
+	return err
+}
+
+// finish signs t and makes the opaque access token that goes with it.
+func (s *Service) finish(ctx context.Context, sess *Session, c *Client, t preparedToken, fam, refresh string) (Tokens, error) {
+	raw, err := s.sign(ctx, sess, c, t)
+	if err != nil {
+		return Tokens{}, err
+	}
+	at, err := s.seals.seal("access", accessToken{sess.ID, fam, c.ID, t.expires.Unix()})
+	return Tokens{IDToken: raw, AccessToken: at, RefreshToken: refresh, Expires: t.expires}, err
+}
+
+// sign records the token in the trail, then signs it.
+func (s *Service) sign(ctx context.Context, sess *Session, c *Client, t preparedToken) (string, error) {
+	e := audit.Event{Act: "token.issue", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, JTI: t.jti}
+	if sess.stale {
+		e.Detail = map[string]string{"stale": "true"}
+	}
+	if err := s.record(ctx, e, sess); err != nil {
+		return "", err
+	}
+	return s.Keys.Sign(t.alg, t.payload)
+}
+
+// Refresh turns a refresh token into new tokens, with the directory and the groups
+// read anew (RFC 6749 section 6). All who come with one token get the same
+// successor. ErrInvalidGrant, ErrNoAccess, ErrUnavailable.
+func (s *Service) Refresh(ctx context.Context, c *Client, raw string) (Tokens, error) {
+	t, ok := parseRefreshToken(raw)
+	if !ok {
+		return Tokens{}, ErrInvalidGrant
+	}
+	var take func(*Session)
+	for range maxTries {
+		sess, f, is, err := s.judge(ctx, c, t)
+		if err != nil {
+			return Tokens{}, err
+		}
+		if is == reused {
+			return Tokens{}, s.replayed(ctx, sess, c, "refresh token used again")
+		}
+		if take == nil {
+			if take, err = s.reread(ctx, sess); err != nil {
+				return Tokens{}, grantError(err)
+			}
+		}
+		take(sess)
+		token, err := s.prepare(sess, c, c.ID, "")
+		if err != nil {
+			return Tokens{}, err
+		}
+		next := s.successor(t)
+		if is == current {
+			sess.LastUsed = s.Now().UTC()
+			sess.Families[t.family] = f.rotate(next, sess.LastUsed, c.sessions.RefreshGrace)
+			err = s.putSession(ctx, sess)
+		}
+		switch {
+		case err == nil:
+			return s.finish(ctx, sess, c, token, t.family, next.String())
+		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
+			return Tokens{}, err
+		}
+	}
+	return Tokens{}, errBusy
+}
+
+// judge finds the live session and family of a refresh token that belongs to c.
+func (s *Service) judge(ctx context.Context, c *Client, t refreshToken) (*Session, family, standing, error) {
+	sess, err := s.session(ctx, t.sid)
+	if err != nil {
+		return nil, family{}, forged, grantError(err)
+	}
+	f, ok := sess.Families[t.family]
+	if !ok || f.Client != c.ID {
+		return nil, family{}, forged, fmt.Errorf("%w: refresh token is not this client's", ErrInvalidGrant)
+	}
+	is := s.standing(f, t, c.sessions.RefreshGrace)
+	if is == forged {
+		return nil, family{}, forged, fmt.Errorf("%w: no such refresh token", ErrInvalidGrant)
+	}
+	if !s.Now().Before(s.familyEnd(sess, f)) {
+		return nil, family{}, forged, fmt.Errorf("%w: session is over", ErrInvalidGrant)
+	}
+	return sess, f, is, nil
+}
+
+// Exchange gives a client that holds an id_token one for another audience, from the
+// same session and checked as a sign-in would be (RFC 8693). The built-in client
+// may ask for every cluster; any other only within its own cluster, because the API
+// servers of a cluster see its tokens and must not reach further with them.
+// ErrInvalidGrant, ErrInvalidTarget, ErrNoAccess, ErrUnavailable.
+func (s *Service) Exchange(ctx context.Context, c *Client, subjectToken, audience string) (Tokens, error) {
+	claims, err := s.verify(subjectToken)
+	if err != nil {
+		return Tokens{}, fmt.Errorf("%w: subject token: %w", ErrInvalidGrant, err)
+	}
+	if claims.AuthorizedParty != c.ID || !slices.Contains(claims.Audience, c.ID) {
+		return Tokens{}, fmt.Errorf("%w: subject token was not issued to this client", ErrInvalidGrant)
+	}
+	target := s.clients[audience]
+	if target == nil || c.ID != BuiltinClient && (target.Cluster != c.Cluster || c.Cluster == "") {
+		return Tokens{}, ErrInvalidTarget
+	}
+	sess, err := s.session(ctx, claims.SessionID)
+	if err != nil {
+		return Tokens{}, grantError(err)
+	}
+	if !s.Now().Before(sessionEnd(target.sessions, sess.AuthTime, sess.LastUsed)) {
+		return Tokens{}, fmt.Errorf("%w: session is over for this cluster", ErrInvalidGrant)
+	}
+	take, err := s.reread(ctx, sess)
+	if err != nil {
+		return Tokens{}, grantError(err)
+	}
+	take(sess)
+	t, err := s.prepare(sess, target, c.ID, "")
+	if err != nil {
+		return Tokens{}, err
+	}
+	raw, err := s.sign(ctx, sess, target, t)
+	return Tokens{IDToken: raw, Expires: t.expires}, err
+}
+
+// Revoke ends the family of a refresh or access token of c; unknown tokens are no
+// error (RFC 7009 section 2.2). A session that nothing holds any more ends, and so
+// does every session whose built-in client signs out.
+func (s *Service) Revoke(ctx context.Context, c *Client, token string) error {
+	sid, fam := "", ""
+	if t, ok := parseRefreshToken(token); ok {
+		if _, _, is, err := s.judge(ctx, c, t); err == nil && is != forged {
+			sid, fam = t.sid, t.family
+		} else if err != nil && !errors.Is(err, ErrInvalidGrant) {
+			return err
+		}
+	} else if at, err := s.openAccess(token); err == nil && at.Client == c.ID {
+		sid, fam = at.Session, at.Family
+	}
+	if sid == "" {
+		return nil
+	}
+	for range maxTries {
+		sess, err := s.session(ctx, sid)
+		if errors.Is(err, ErrNoSession) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		delete(sess.Families, fam)
+		if c.ID == BuiltinClient || len(sess.Families) == 0 && sess.CookieHash == nil {
+			return s.endSession(ctx, sess, "revoked by "+c.ID)
+		}
+		if err := s.record(ctx, audit.Event{Act: "token.revoke", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster}, sess); err != nil {
+			return err
+		}
+		err = s.putSession(ctx, sess)
+		if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
+			return err
+		}
+	}
+	return errBusy
+}
