@@ -1,0 +1,153 @@
+package directory
+
+import (
+	"fmt"
+	"os/exec"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/testenv"
+)
+
+const pw = "Passw0rd-Person1"
+
+// adGroup is a global security group, or of another groupType.
+func adGroup(cn, groupType string, members ...string) string {
+	ldif := "dn: CN=" + cn + ",OU=Groups,DC=corp,DC=example\nobjectClass: group\nsAMAccountName: " + cn + "\ngroupType: " + groupType + "\n"
+	for _, m := range members {
+		ldif += "member: CN=" + m + ",DC=corp,DC=example\n"
+	}
+	return ldif + "\n"
+}
+
+// sambaConfig has no key but those that no default can know.
+func sambaConfig(s *testenv.Samba) Config {
+	return Config{Name: "corp", Type: TypeActiveDirectory, URLs: []string{s.TLSURL}, CAFile: s.CAFile, BindDN: s.BindDN, BindPassword: s.BindPassword}
+}
+
+func TestActiveDirectory(t *testing.T) {
+	s := testenv.StartSamba(t)
+	user := func(cn, name string, extra ...string) string {
+		return testenv.UserLDIF("CN="+cn+",OU=People,"+s.BaseDN, name, pw, extra...)
+	}
+	const security, distribution, universal = "-2147483646", "2", "-2147483640"
+	s.AddLDIF(t, "dn: OU=People,DC=corp,DC=example\nobjectClass: organizationalUnit\n\ndn: OU=Groups,DC=corp,DC=example\nobjectClass: organizationalUnit\n\n"+
+		user("Jane (Admin)", "jane", "mail: jane.d@corp.example", "userPrincipalName: jane.doe@corp.example", "displayName: Jane D")+
+		user("Jörg", "jörg")+user("Bob", "bob")+
+		user("off", "off")+user("expired", "expired", "accountExpires: 131000000000000000")+user("must", "must", "pwdLastSet: 0")+
+		user("never", "never", "accountExpires: 9223372036854775807")+user("locked", "locked")+
+		adGroup("team", security, "Jane (Admin),OU=People")+adGroup("dept", universal, "team,OU=Groups")+adGroup("company", universal, "dept,OU=Groups")+
+		adGroup("circle", universal, "company,OU=Groups")+adGroup("bobs", security, "Bob,OU=People")+adGroup("list", distribution, "Jane (Admin),OU=People")+
+		adGroup("primary", security, "Bob,OU=People")+adGroup("above-primary", universal, "primary,OU=Groups")+
+		"dn: CN=company,OU=Groups,DC=corp,DC=example\nchangetype: modify\nadd: member\nmember: CN=circle,OU=Groups,DC=corp,DC=example\n\n"+
+		"dn: DC=corp,DC=example\nchangetype: modify\nreplace: lockoutThreshold\nlockoutThreshold: 3\n\n"+
+		"dn: CN=off,OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: userAccountControl\nuserAccountControl: 514\n\n")
+	d := open(t, sambaConfig(s))
+	if err := d.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Run("find", func(t *testing.T) {
+		jane := mustFind(t, d, "jane")
+		if jane.Username != "jane" || jane.Name != "Jane D" || jane.Email != "jane.d@corp.example" || jane.State != Active || time.Since(jane.PasswordChanged) > time.Hour {
+			t.Errorf("jane is %+v", jane)
+		}
+		for _, login := range []string{"JANE", "jane.d@corp.example", "jane.doe@corp.example", `CORP\jane`, `corp\jane`} {
+			if p := mustFind(t, d, login); !reflect.DeepEqual(p, jane) {
+				t.Errorf("Find(%q) is %+v", login, p)
+			}
+		}
+		if p, err := d.Lookup(t.Context(), jane.ID); err != nil || !reflect.DeepEqual(p, jane) {
+			t.Errorf("Lookup: %+v, %v", p, err)
+		}
+		if p := mustFind(t, d, "jörg"); p.Username != "jörg" || p.Name != "Jörg" {
+			t.Errorf("jörg is %+v", p)
+		}
+		for _, login := range []string{`OTHER\jane`, "Jane D", "team", "*", "jan*", "DC1$"} {
+			_, err := d.Find(t.Context(), login)
+			wantErr(t, fmt.Sprintf("Find(%q)", login), err, ErrNotFound)
+		}
+		other := open(t, with(sambaConfig(s), func(c *Config) { c.Name = "forest" }))
+		if p := mustFind(t, other, `corp\jane`); p.Username != "jane" {
+			t.Errorf("by NetBIOS name: %+v", p)
+		}
+	})
+
+	t.Run("id is what the server's own tools show", func(t *testing.T) {
+		cmd := exec.Command("ldapsearch", "-LLL", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", "<GUID="+mustFind(t, d, "jane").ID+">", "-s", "base", "cn")
+		cmd.Env = append(cmd.Environ(), "LDAPTLS_CACERT="+s.CAFile)
+		if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), "cn: Jane (Admin)") {
+			t.Errorf("%v\n%s", err, out)
+		}
+	})
+
+	t.Run("bind and state", func(t *testing.T) {
+		for login, want := range map[string]State{"jane": Active, "never": Active, "off": Disabled, "expired": Expired, "must": MustChange} {
+			p := mustFind(t, d, login)
+			if p.State != want {
+				t.Errorf("%s is %s, want %s", login, p.State, want)
+			}
+			wantErr(t, "wrong password of "+login, d.Bind(t.Context(), p.DN, "wrong"), ErrInvalidCredentials)
+			if want != Active {
+				wantAccount(t, d, login, pw, want)
+			} else if err := d.Bind(t.Context(), p.DN, pw); err != nil {
+				t.Errorf("%s: %v", login, err)
+			}
+		}
+		locked := mustFind(t, d, "locked")
+		for range 4 {
+			wantErr(t, "wrong password", d.Bind(t.Context(), locked.DN, "wrong"), ErrInvalidCredentials)
+		}
+		wantErr(t, "right password of a locked account", d.Bind(t.Context(), locked.DN, pw), ErrInvalidCredentials)
+		if p := mustFind(t, d, "locked"); p.State != Locked {
+			t.Errorf("locked is %s", p.State)
+		}
+		wantErr(t, "dummy", d.Bind(t.Context(), d.DummyDN(), pw), ErrInvalidCredentials)
+		mustFind(t, d, "jane") // the pool is still the service account's
+	})
+
+	// Bob's primary group becomes one that is in another.
+	s.AddLDIF(t, "dn: CN=Bob,OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: primaryGroupID\nprimaryGroupID: "+rid(t, s, "primary")+"\n\n")
+	for _, nested := range []Nested{"", NestedInChain, NestedTokenGroups, NestedWalk} {
+		t.Run("groups by "+string(nested), func(t *testing.T) {
+			all := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = nested }))
+			wantGroups(t, all, "jane", "corp:Domain Users", "corp:Users", "corp:circle", "corp:company", "corp:dept", "corp:team")
+			wantGroups(t, all, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")
+			groups, err := all.Groups(t.Context(), mustFind(t, all, "jane"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := func(cn string) string { return "CN=" + cn + ",OU=Groups,DC=corp,DC=example" }
+			if want := []string{in("team"), in("dept"), in("company"), in("circle")}; !reflect.DeepEqual(groups[2].Path, want) {
+				t.Errorf("path %q, want %q", groups[2].Path, want)
+			}
+			hidden := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested, c.Groups.Exclude = nested, []string{"dept", "primary"} }))
+			wantGroups(t, hidden, "jane", "corp:Domain Users", "corp:Users", "corp:team")
+			wantGroups(t, hidden, "bob", "corp:Domain Users", "corp:Users", "corp:bobs")
+			below := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested, c.Groups.BaseDN = nested, "OU=Groups,"+s.BaseDN }))
+			wantGroups(t, below, "bob", "corp:above-primary", "corp:bobs", "corp:primary")
+		})
+	}
+	t.Run("direct groups alone", func(t *testing.T) {
+		direct := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = NestedNone }))
+		wantGroups(t, direct, "jane", "corp:Domain Users", "corp:team")
+	})
+}
+
+// rid is the last part of a group's security identifier.
+func rid(t *testing.T, s *testenv.Samba, sAMAccountName string) string {
+	t.Helper()
+	cmd := exec.Command("ldapsearch", "-LLL", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", s.BaseDN, "(sAMAccountName="+sAMAccountName+")", "primaryGroupToken")
+	cmd.Env = append(cmd.Environ(), "LDAPTLS_CACERT="+s.CAFile)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, token, found := strings.Cut(string(out), "primaryGroupToken: ")
+	if !found {
+		t.Fatalf("no primaryGroupToken:\n%s", out)
+	}
+	return strings.Fields(token)[0]
+}
