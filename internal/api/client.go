@@ -111,7 +111,7 @@ func (c *Client) Group(ctx context.Context, name string) (Group, error) {
 // CreateGroup makes an empty local group.
 func (c *Client) CreateGroup(ctx context.Context, name, description string) (Group, error) {
 	var g Group
-	err := c.do(ctx, http.MethodPost, "/api/v1/groups", Group{Name: name, Description: description}, &g)
+	err := c.do(ctx, http.MethodPost, "/api/v1/groups", map[string]string{"name": name, "description": description}, &g)
 	return g, err
 }
 

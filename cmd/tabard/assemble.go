@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/tabard-id/tabard/directory"
+	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/idp"
+	"github.com/tabard-id/tabard/idp/provider"
+	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/store"
+	"github.com/tabard-id/tabard/internal/store/bolt"
+	"github.com/tabard-id/tabard/web"
+)
+
+// foundation is what stays open for the life of the process.
+type foundation struct {
+	store store.Store
+	trail *audit.Log
+}
+
+// openFoundation opens the store and the audit trail.
+func openFoundation(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+	st, err := bolt.Open(cfg.Store.Bolt)
+	if err != nil {
+		return nil, storeTrouble(cfg, err)
+	}
+	trail, err := audit.Open(cfg.Audit)
+	if err != nil {
+		closeLogged(log, "store", st.Close)
+		return nil, auditTrouble(cfg, err)
+	}
+	return &foundation{st, trail}, nil
+}
+
+func (f *foundation) close(log logrus.FieldLogger) {
+	closeLogged(log, "store", f.store.Close)
+	closeLogged(log, "audit trail", f.trail.Close)
+}
+
+func closeLogged(log logrus.FieldLogger, what string, closer func() error) {
+	if err := closer(); err != nil {
+		log.WithError(err).Error("could not close the " + what)
+	}
+}
+
+// assembly is everything that one reading of the configuration leads to.
+type assembly struct {
+	cfg     *Config
+	base    string // path of the issuer, "" or like /id
+	handler http.Handler
+	health  *health
+	site    *web.Site
+	idp     *idp.Service
+	closers []func()
+	users   int // requests under way, and 1 while current; guarded by server.mu
+}
+
+// close ends what the assembly runs, last begun first.
+func (a *assembly) close() {
+	for _, c := range slices.Backward(a.closers) {
+		c()
+	}
+}
+
+// assemble joins the rooms. It asks no directory, so it works while they are down.
+func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldLogger, stopping func() bool) (_ *assembly, err error) {
+	a := &assembly{cfg: cfg}
+	defer func() {
+		if err != nil {
+			a.close()
+		}
+	}()
+	dirs, err := a.openDirectories()
+	if err != nil {
+		return nil, err
+	}
+	local, err := a.openGroups(ctx, f, log)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := idp.OpenKeys(ctx, f.store, cfg.Keys, log, nil)
+	if err != nil {
+		return nil, fmt.Errorf("open the signing keys: %w", err)
+	}
+	a.closers = append(a.closers, keys.Close)
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Log: log}
+	for _, d := range dirs {
+		parts.Directories = append(parts.Directories, d)
+	}
+	if a.idp, err = idp.New(ctx, cfg.idp, parts); err != nil {
+		return nil, fmt.Errorf("start the identity provider: %w", err)
+	}
+	a.health = &health{store: f.store, keys: keys, directories: dirs, stopping: stopping, log: log}
+	if err := a.route(local, keys, log); err != nil {
+		return nil, err
+	}
+	a.health.start()
+	a.closers = append(a.closers, a.health.close)
+	return a, nil
+}
+
+func (a *assembly) openDirectories() ([]*directory.Directory, error) {
+	var dirs []*directory.Directory
+	for _, c := range a.cfg.Directories {
+		d, err := directory.New(c, a.cfg.Directories...)
+		if err != nil {
+			return nil, err
+		}
+		dirs = append(dirs, d)
+		a.closers = append(a.closers, d.Close)
+	}
+	return dirs, nil
+}
+
+func (a *assembly) openGroups(ctx context.Context, f *foundation, log logrus.FieldLogger) (*groups.Service, error) {
+	local, err := groups.Open(ctx, f.store, f.trail, groups.Config{Admins: a.cfg.Admins, Reserved: a.cfg.idp.DirectoryPrefixes}, log)
+	if err != nil {
+		return nil, fmt.Errorf("open the groups: %w", err)
+	}
+	a.closers = append(a.closers, local.Close)
+	return local, nil
+}
+
+// route puts the provider's endpoints, the pages and the probes under the path of
+// the issuer; the probes are at the root as well.
+func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.FieldLogger) error {
+	u, err := url.Parse(a.cfg.Issuer)
+	if err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	a.base = u.Path
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand}, a.idp, local, log); err != nil {
+		return fmt.Errorf("pages: %w", err)
+	}
+	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
+	app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch routeClass(r.URL.Path) {
+		case "discovery", "keys", "authorize", "token", "userinfo", "device_authorization", "revoke", "introspect", "logout":
+			endpoints.ServeHTTP(w, r)
+		default:
+			a.site.ServeHTTP(w, r)
+		}
+	})
+	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rest, under := strings.CutPrefix(r.URL.Path, a.base)
+		switch {
+		case r.URL.Path == "/healthz", under && rest == "/healthz":
+			serveAlive(w, r)
+		case r.URL.Path == "/readyz", under && rest == "/readyz":
+			a.health.ServeHTTP(w, r)
+		case under && strings.HasPrefix(rest, "/"):
+			http.StripPrefix(a.base, app).ServeHTTP(w, r)
+		default:
+			http.Error(w, "Tabard is at "+a.cfg.Issuer, http.StatusNotFound)
+		}
+	})
+	return nil
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+	"github.com/spf13/cobra"
+
+	"github.com/tabard-id/tabard/directory"
+	"github.com/tabard-id/tabard/internal/store"
+	"github.com/tabard-id/tabard/internal/store/bolt"
+)
+
+// Results of a check.
+const (
+	resultOK   = "ok"
+	resultWarn = "warn"
+	resultFail = "fail"
+)
+
+// finding is one line of the doctor's report.
+type finding struct {
+	Check  string `json:"check"`
+	Result string `json:"result"`
+	Detail string `json:"detail"` // what was seen, and what to do
+}
+
+// doctor collects findings.
+type doctor struct {
+	cfg      *Config
+	findings []finding
+}
+
+func doctorCommand() *cobra.Command {
+	var config string
+	cmd := &cobra.Command{Use: "doctor --config FILE", Short: "Try everything the configuration names, and say what to do", Args: usage(cobra.NoArgs)}
+	output := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		if err := checkOutput(*output); err != nil {
+			return err
+		}
+		d := &doctor{}
+		d.examine(cmd.Context(), config)
+		err := write(cmd.OutOrStdout(), *output, map[string]any{"checks": d.findings}, func() [][]string {
+			rows := [][]string{{"CHECK", "RESULT", "DETAIL"}}
+			for _, f := range d.findings {
+				rows = append(rows, []string{f.Check, f.Result, f.Detail})
+			}
+			return rows
+		})
+		if err == nil && slices.ContainsFunc(d.findings, func(f finding) bool { return f.Result == resultFail }) {
+			return errReported
+		}
+		return err
+	}
+	cmd.Flags().StringVar(&config, "config", "", "configuration file")
+	need(cmd, "config")
+	return cmd
+}
+
+func (d *doctor) say(check, result, format string, args ...any) {
+	d.findings = append(d.findings, finding{check, result, fmt.Sprintf(format, args...)})
+}
+
+func (d *doctor) examine(ctx context.Context, path string) {
+	cfg, err := loadConfig(path)
+	var many *configError
+	if errors.As(err, &many) {
+		for _, line := range strings.Split(many.Error(), "\n") {
+			d.say("config", resultFail, "%s", line)
+		}
+		return
+	}
+	d.cfg = cfg
+	d.say("config", resultOK, "%s", summary(cfg))
+	for _, w := range cfg.warnings {
+		if !strings.HasPrefix(w, "tls.certFile") { // checked below
+			d.say("config", resultWarn, "%s", w)
+		}
+	}
+	if time.Now().Year() < 2024 {
+		d.say("clock", resultFail, "this machine's clock says %s: set it", time.Now().UTC().Format(time.DateOnly))
+	}
+	d.certificate()
+	running := d.store()
+	for _, c := range cfg.Directories {
+		d.directory(ctx, c)
+	}
+	d.issuer(ctx, running)
+}
+
+// certificate checks the server's own certificate.
+func (d *doctor) certificate() {
+	if d.cfg.cert == nil {
+		d.say("tls", resultWarn, "no certificate: a proxy in front has to have TLS for %s", d.cfg.Issuer)
+		return
+	}
+	leaf := d.cfg.cert.Leaf
+	trouble := certTrouble(leaf, d.cfg.Issuer, time.Now())
+	for _, t := range trouble {
+		d.say("tls", resultFail, "%s", t)
+	}
+	left := time.Until(leaf.NotAfter)
+	switch {
+	case len(trouble) > 0:
+	case left < 7*24*time.Hour:
+		d.say("tls", resultWarn, "the certificate for %s ends at %s: renew it", certNames(leaf), leaf.NotAfter.Format(time.RFC3339))
+	default:
+		d.say("tls", resultOK, "for %s until %s", certNames(leaf), leaf.NotAfter.Format(time.DateOnly))
+	}
+}
+
+// store opens the store, unless a running server has it.
+func (d *doctor) store() (running bool) {
+	path := d.cfg.Store.Bolt.Path
+	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
+		d.say("store", resultWarn, "%s does not exist yet: `tabard serve` creates it", path)
+		return false
+	}
+	st, err := bolt.Open(d.cfg.Store.Bolt)
+	switch {
+	case errors.Is(err, store.ErrInUse):
+		d.say("store", resultOK, "%s is open in a running server", path)
+		return true
+	case err != nil:
+		d.say("store", resultFail, "%s", storeTrouble(d.cfg, err))
+		return false
+	}
+	if err := st.Close(); err != nil {
+		d.say("store", resultFail, "could not be closed: %s", err)
+		return false
+	}
+	d.say("store", resultOK, "%s opens; the server is stopped", path)
+	return false
+}
+
+func (d *doctor) directory(ctx context.Context, c directory.Config) {
+	check := "directory " + c.Name
+	dir, err := directory.New(c, d.cfg.Directories...)
+	if err != nil {
+		d.say(check, resultFail, "%s", err)
+		return
+	}
+	defer dir.Close()
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := dir.Ping(ctx); err != nil {
+		d.say(check, resultFail, "%s: check urls, caFile, bindDN and its password, and baseDN", err)
+		return
+	}
+	d.say(check, resultOK, "answers, lets bindDN in and shows the base DNs")
+}
+
+// issuer looks at the issuer as an API server does: over the network, by its URL.
+func (d *doctor) issuer(ctx context.Context, running bool) {
+	result := resultFail
+	if !running {
+		result = resultWarn // it may well be stopped
+	}
+	hc := d.client()
+	defer hc.CloseIdleConnections()
+	var doc struct {
+		Issuer  string   `json:"issuer"`
+		JWKSURI string   `json:"jwks_uri"`
+		Algs    []string `json:"id_token_signing_alg_values_supported"`
+	}
+	date, err := getJSON(ctx, hc, d.cfg.Issuer+"/.well-known/openid-configuration", &doc)
+	if err != nil {
+		d.say("issuer", result, "%s", err)
+		return
+	}
+	if doc.Issuer != d.cfg.Issuer {
+		d.say("issuer", resultFail, "%s answers as %q: API servers refuse that; is another server there?", d.cfg.Issuer, clipBytes(doc.Issuer, 200))
+		return
+	}
+	var keys jose.JSONWebKeySet
+	if _, err := getJSON(ctx, hc, doc.JWKSURI, &keys); err != nil {
+		d.say("issuer", resultFail, "keys: %s", err)
+		return
+	}
+	for _, alg := range d.cfg.idp.KeyAlgorithms() {
+		if !slices.ContainsFunc(keys.Keys, func(k jose.JSONWebKey) bool { return k.Algorithm == alg }) {
+			d.say("issuer", resultFail, "no key for %s is published: reload or restart the server", alg)
+			return
+		}
+	}
+	d.say("issuer", resultOK, "discovery and %s are served; tokens are signed with %s", count(len(keys.Keys), "key", "keys"), strings.Join(doc.Algs, ", "))
+	d.skew(date)
+	d.readiness(ctx, hc)
+}
+
+// skew compares this machine's clock with the issuer's.
+func (d *doctor) skew(date time.Time) {
+	if date.IsZero() {
+		return
+	}
+	skew := time.Since(date).Round(time.Second)
+	if skew.Abs() > 30*time.Second {
+		d.say("clock", resultFail, "this machine's clock and the issuer's are %s apart: set both by NTP", skew.Abs())
+		return
+	}
+	d.say("clock", resultOK, "this machine and the issuer agree")
+}
+
+func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
+	var ready readiness
+	if _, err := getJSON(ctx, hc, d.cfg.Issuer+"/readyz", &ready); err != nil {
+		d.say("server", resultFail, "%s", err)
+		return
+	}
+	d.say("server", resultOK, "ready")
+	for name, state := range ready.Directories {
+		if state == stateError {
+			d.say("server", resultFail, "the server cannot use directory %s: its log says why", name)
+		}
+	}
+}
+
+// client trusts the system's roots and, as an API server with our CA file would,
+// the rest of our own chain.
+func (d *doctor) client() *http.Client {
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	if d.cfg.cert != nil {
+		for _, der := range d.cfg.cert.Certificate {
+			if c, err := x509.ParseCertificate(der); err == nil {
+				pool.AddCert(c)
+			}
+		}
+	}
+	return &http.Client{
+		Timeout:   10 * time.Second,
+		Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true},
+	}
+}
+
+// getJSON fetches a document and returns the Date that it was sent at.
+func getJSON(ctx context.Context, hc *http.Client, target string, into any) (time.Time, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("%s is not a URL", target)
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return time.Time{}, errors.New(fetchTrouble(target, err))
+	}
+	defer resp.Body.Close()
+	date, _ := http.ParseTime(resp.Header.Get("Date"))
+	if resp.StatusCode != http.StatusOK {
+		return date, fmt.Errorf("%s answers %s", target, resp.Status)
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(into); err != nil {
+		return date, fmt.Errorf("%s answers no JSON: is another server there?", target)
+	}
+	return date, nil
+}
+
+// fetchTrouble says why a URL cannot be fetched, and what to do.
+func fetchTrouble(target string, err error) string {
+	u, _ := url.Parse(target)
+	var dns *net.DNSError
+	var name x509.HostnameError
+	var authority x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &dns):
+		return fmt.Sprintf("%s is not known to DNS: make a record for it", u.Hostname())
+	case errors.As(err, &name):
+		return fmt.Sprintf("%s shows a certificate for another name: get one that names it", u.Host)
+	case errors.As(err, &authority):
+		return fmt.Sprintf("%s shows a certificate of an authority that this machine does not trust: API servers need it in --oidc-ca-file", u.Host)
+	}
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	return fmt.Sprintf("%s gives no answer (%s): is the server started and the way to it open?", u.Host, err)
+}

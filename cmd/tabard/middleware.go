@@ -1,0 +1,155 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"net"
+	"net/http"
+	"net/netip"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/tabard-id/tabard/internal/audit"
+)
+
+// requestDeadline bounds the work for one request.
+const requestDeadline = 30 * time.Second
+
+// ServeHTTP is what every request passes first: an id, its origin for the audit
+// trail, a deadline, the access log and metrics, and an answer after a panic.
+func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a := s.acquire()
+	defer s.release(a)
+	origin := audit.Origin{Address: clientAddress(r, a.cfg.proxies), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
+	w.Header().Set("X-Request-Id", origin.RequestID)
+	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), requestDeadline)
+	defer cancel()
+	rec, start := &recorder{ResponseWriter: w}, time.Now()
+	entry := s.log.WithFields(logrus.Fields{
+		"request": origin.RequestID, "method": clipBytes(r.Method, 16), "path": clipBytes(r.URL.Path, 256), "address": origin.Address,
+	})
+	class := routeClass(strings.TrimPrefix(r.URL.Path, a.base))
+	defer func() {
+		s.finish(rec, entry.WithField("ms", time.Since(start).Milliseconds()), class, recover())
+	}()
+	a.handler.ServeHTTP(rec, r.WithContext(ctx))
+}
+
+// finish logs and counts an answer; panicked is what the handler panicked with.
+// Query strings are not logged: they hold codes.
+func (s *server) finish(w *recorder, entry *logrus.Entry, class string, panicked any) {
+	if panicked != nil && panicked != http.ErrAbortHandler {
+		entry.Errorf("panic: %v\n%s", panicked, debug.Stack())
+		if w.status == 0 {
+			http.Error(w, "Something went wrong here. The cause is in the server's log.", http.StatusInternalServerError)
+		}
+	}
+	s.metrics.requests.WithLabelValues(class, strconv.Itoa(w.code())).Inc()
+	level := logrus.InfoLevel
+	if class == "health" {
+		level = logrus.DebugLevel
+	}
+	entry.WithField("status", w.code()).Log(level, "request")
+	if panicked == http.ErrAbortHandler {
+		panic(panicked)
+	}
+}
+
+// routeClass groups paths for the metrics, so that nobody can make new series.
+func routeClass(path string) string {
+	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
+	switch first {
+	case "healthz", "readyz":
+		return "health"
+	case ".well-known":
+		return "discovery"
+	case "keys", "authorize", "token", "userinfo", "device_authorization", "revoke", "introspect", "logout", "api", "assets":
+		return first
+	}
+	return "pages"
+}
+
+// requestID is 64 random bits.
+func requestID() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// clipBytes cuts s to at most n bytes of valid UTF-8.
+func clipBytes(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return strings.ToValidUTF8(s, "")
+}
+
+// clientAddress is where a request came from: the peer, or, when that is a
+// trusted proxy, the rightmost address of X-Forwarded-For that is not one. What
+// cannot be read ends the walk, since everything to its left could be made up.
+func clientAddress(r *http.Request, trusted []netip.Prefix) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	client, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	hops := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(hops) - 1; i >= 0 && isTrusted(client, trusted); i-- {
+		hop, err := netip.ParseAddr(strings.TrimSpace(hops[i]))
+		if err != nil {
+			break
+		}
+		client = hop
+	}
+	return client.Unmap().WithZone("").String()
+}
+
+func isTrusted(a netip.Addr, trusted []netip.Prefix) bool {
+	a = a.Unmap().WithZone("")
+	for _, p := range trusted {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// recorder remembers the status of an answer.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (w *recorder) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (w *recorder) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *recorder) code() int {
+	if w.status == 0 {
+		return http.StatusOK
+	}
+	return w.status
+}

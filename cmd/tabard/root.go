@@ -1,0 +1,106 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError says that a command was called wrongly.
+type usageError struct{ error }
+
+// errReported ends a command with exitFailed whose output says all already.
+var errReported = errors.New("reported")
+
+// run executes one command and returns its exit code.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	var wrongUse usageError
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, errReported):
+		return exitFailed
+	case errors.As(err, &wrongUse):
+		fmt.Fprintf(stderr, "tabard: %v\nSee `tabard --help`.\n", err)
+		return exitUsage
+	}
+	fmt.Fprintf(stderr, "tabard: %v\n", err)
+	return exitFailed
+}
+
+func rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use: "tabard", Short: "Sign in to Kubernetes with your directory account",
+		SilenceErrors: true, SilenceUsage: true,
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(serveCommand(), configCommand(), doctorCommand(), loginCommand(), whoamiCommand(), logoutCommand(), groupsCommand(), versionCommand())
+	return root
+}
+
+// usage makes the errors of an argument check usageErrors.
+func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return usageError{fmt.Errorf("%s: %w", cmd.CommandPath(), err)}
+		}
+		return nil
+	}
+}
+
+// need makes flags mandatory.
+func need(cmd *cobra.Command, flags ...string) {
+	inner := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		for _, f := range flags {
+			if cmd.Flag(f).Value.String() == "" {
+				return usageError{fmt.Errorf("%s: --%s is missing", cmd.CommandPath(), f)}
+			}
+		}
+		return inner(cmd, args)
+	}
+}
+
+// family is a command that only holds others.
+func family(use, short string, sub ...*cobra.Command) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short,
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return usageError{fmt.Errorf("%s: say what to do: see `%s --help`", cmd.CommandPath(), cmd.CommandPath())}
+		},
+	}
+	cmd.AddCommand(sub...)
+	return cmd
+}
+
+func versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version",
+		Args: usage(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			version, revision := buildVersion()
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tabard %s (%s)\n", version, revision)
+			return err
+		},
+	}
+}
