@@ -1,0 +1,158 @@
+package web
+
+import (
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/tabard-id/tabard/idp"
+	"github.com/tabard-id/tabard/internal/testenv"
+)
+
+// chromium opens a browser on h's sign-in page for a client at redirect.
+func (h *house) chromium(b *testenv.Browser, redirect string) {
+	h.t.Helper()
+	sealed, binding := h.authorizeAt(redirect)
+	b.Navigate(h.URL + "/start?binding=" + url.QueryEscape(binding) + "&request=" + url.QueryEscape(sealed))
+	b.WaitFor(`document.title.startsWith("Sign in")`)
+}
+
+// authorizeAt is authorize for a redirect URI that no configuration names, like
+// the loopback ones of the plugin.
+func (h *house) authorizeAt(redirect string) (sealed, binding string) {
+	return h.authorize(idp.BuiltinClient, redirect)
+}
+
+// start stands in for the provider's /authorize.
+func (h *house) start(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/start" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		http.SetCookie(w, &http.Cookie{Name: SignInCookie, Value: r.FormValue("binding"), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		http.Redirect(w, r, "/sign-in?request="+url.QueryEscape(r.FormValue("request")), http.StatusSeeOther)
+	})
+}
+
+// client is an application that waits for its code at an address.
+func client(t *testing.T, address string) *httptest.Server {
+	t.Helper()
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		testenv.Skip(t, fmt.Sprintf("this machine cannot listen on %s: %v", address, err))
+	}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "<title>client</title>code %d", len(r.FormValue("code")))
+	}))
+	s.Listener.Close()
+	s.Listener = l
+	s.Start()
+	t.Cleanup(s.Close)
+	return s
+}
+
+// The policy of the page holds for the redirect after the post too: each kind of
+// address that a client can have must be let through, by Chromium itself.
+func TestChromiumSignsInToEachKindOfClient(t *testing.T) {
+	h := newHouse(t)
+	h.Config.Handler = h.start(h.Config.Handler)
+	b := testenv.Chromium(t)
+	for name, c := range map[string]struct{ listen, host string }{
+		"localhost": {"127.0.0.1:0", "localhost"}, "IPv4": {"127.0.0.1:0", "127.0.0.1"}, "IPv6": {"[::1]:0", "[::1]"},
+	} {
+		for _, script := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s, script %v", name, script), func(t *testing.T) {
+				app := client(t, c.listen)
+				_, port, _ := net.SplitHostPort(app.Listener.Addr().String())
+				b.SetJavaScript(script)
+				h.chromium(b, "http://"+c.host+":"+port+"/callback")
+				b.Type("#username", "alice")
+				b.Type("#password", "wrong")
+				b.Click("button.primary")
+				b.WaitFor(`document.activeElement.getAttribute("role") === "alert"`)
+				if got := b.Eval(`document.getElementById("username").value + "|" + document.getElementById("password").value`); got != "alice|" {
+					t.Errorf("the form holds %v", got)
+				}
+				b.Type("#password", password)
+				b.Click("button.primary")
+				b.WaitFor(`document.title === "client"`)
+				if text := b.Text("body"); !strings.HasPrefix(text, "code ") || text == "code 0" {
+					t.Errorf("the client got %q", text)
+				}
+			})
+		}
+	}
+	for _, e := range b.ConsoleErrors() {
+		if !strings.Contains(e, "422") && !strings.Contains(e, "favicon") {
+			t.Error(e)
+		}
+	}
+}
+
+// Nothing on the sign-in page moves between tries, on a desk or on a phone.
+func TestChromiumSignInStaysInPlace(t *testing.T) {
+	h := newHouse(t)
+	b := testenv.Chromium(t)
+	const place = `JSON.stringify(["username","password"].map(id => document.getElementById(id).getBoundingClientRect()).concat(document.querySelector("button.primary").getBoundingClientRect()))`
+	for _, width := range []int{1280, 390, 320} {
+		b.SetViewport(width, 800, width < 600, false)
+		b.Navigate(h.URL + "/sign-in")
+		before := b.Eval(place)
+		b.Type("#username", "alice")
+		b.Type("#password", "wrong")
+		b.Click("button.primary")
+		b.WaitFor(`document.querySelector("[role=alert]") !== null`)
+		if after := b.Eval(place); after != before {
+			t.Errorf("at %d: was %v, is %v", width, before, after)
+		}
+		if wide := b.Eval(`document.documentElement.scrollWidth > innerWidth`); wide != false {
+			t.Errorf("at %d the page is wider than the screen", width)
+		}
+	}
+}
+
+// A whole visit by mouse and keyboard: the browser's own Origin, Sec-Fetch-Site and
+// cookie rules have to let our forms through, and no page may break its policy.
+func TestChromiumManagesGroups(t *testing.T) {
+	h := newHouse(t)
+	b := testenv.Chromium(t)
+	for _, width := range []int{1280, 390} {
+		b.SetViewport(width, 800, width < 600, width < 600)
+		b.Navigate(h.URL + "/groups")
+		if width == 1280 {
+			b.Type("#username", "carol")
+			b.Type("#password", password)
+			b.Press("Enter")
+		}
+		b.WaitFor(`document.querySelector("h1").textContent.startsWith("Groups")`)
+		b.Type("#name", "platform")
+		b.Click("details button.primary")
+		b.WaitFor(`document.activeElement.getAttribute("role") === "status"`)
+		b.Type("#who", "bob")
+		b.Type("#reason", "<img src=x onerror=1>")
+		b.Click("section button.primary")
+		b.WaitFor(`document.querySelector("tbody") !== null`)
+		if wide := b.Eval(`document.documentElement.scrollWidth > innerWidth`); wide != false {
+			t.Errorf("at %d the page is wider than the screen", width)
+		}
+		b.Click("td.act a")
+		b.WaitFor(`document.querySelector("button.danger") !== null`)
+		b.Click("button.danger")
+		b.WaitFor(`document.querySelector(".empty") !== null`)
+		b.Click(".head a")
+		b.WaitFor(`document.querySelector("button.danger") !== null`)
+		b.Click("button.danger")
+		b.WaitFor(`document.querySelector(".banner.good") !== null`)
+	}
+	b.Navigate(h.URL + "/sign-out")
+	b.Click("main button.primary")
+	b.WaitFor(`document.title.startsWith("Signed out")`)
+	if errs := b.ConsoleErrors(); len(errs) > 0 {
+		t.Error(errs)
+	}
+}
