@@ -1,7 +1,6 @@
 package web
 
 import (
-	"context"
 	_ "embed"
 	"encoding/json"
 	"errors"
@@ -59,10 +58,8 @@ func (s *Site) serveAPI(find FindPerson, who func(*http.Request) (caller, error)
 	})
 	return s.recovered(s.problem, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		setHeaders(w, apiCSP)
-		ctx, cancel := context.WithTimeout(r.Context(), answerIn)
-		defer cancel()
 		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
-		router.ServeHTTP(w, r.WithContext(ctx))
+		router.ServeHTTP(w, r)
 	}))
 }
 

@@ -34,7 +34,7 @@ func (h *house) start(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		http.SetCookie(w, &http.Cookie{Name: SignInCookie, Value: r.FormValue("binding"), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
+		http.SetCookie(w, &http.Cookie{Name: idp.SignInCookie, Value: r.FormValue("binding"), Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode})
 		http.Redirect(w, r, "/sign-in?request="+url.QueryEscape(r.FormValue("request")), http.StatusSeeOther)
 	})
 }
@@ -154,5 +154,28 @@ func TestChromiumManagesGroups(t *testing.T) {
 	b.WaitFor(`document.title.startsWith("Signed out")`)
 	if errs := b.ConsoleErrors(); len(errs) > 0 {
 		t.Error(errs)
+	}
+}
+
+// What the script adds: the password can be seen and is hidden again before it is
+// sent, and a chosen theme stays.
+func TestChromiumScript(t *testing.T) {
+	h := newHouse(t)
+	b := testenv.Chromium(t)
+	b.Navigate(h.URL + "/sign-in")
+	b.Type("#password", "wrong")
+	b.Click("#reveal")
+	if kind := b.Eval(`document.getElementById("password").type`); kind != "text" {
+		t.Errorf("after Show the field is a %v", kind)
+	}
+	b.Click("#theme")
+	b.Type("#username", "alice")
+	b.Click("button.primary")
+	b.WaitFor(`document.querySelector("[role=alert]") !== null`)
+	if theme := b.Eval(`document.documentElement.dataset.theme + "|" + document.getElementById("theme").textContent`); theme != "dark|Light theme" {
+		t.Errorf("theme %v", theme)
+	}
+	if kind := b.Eval(`document.getElementById("password").type`); kind != "password" {
+		t.Errorf("the next try begins with a %v", kind)
 	}
 }

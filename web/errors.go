@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strconv"
@@ -53,6 +54,7 @@ var faults = []struct {
 	{groups.ErrForbidden, fault{403, "You may not do this", "Only members of an administrators' group may. Ask one of them.", 0}},
 	{groups.ErrInvalid, fault{422, "That cannot be saved", "", 0}},
 	{groups.ErrStale, fault{503, "Groups are not up to date here", "This server has lost touch with its store, so it decides nothing. Try again in a minute.", 10}},
+	{context.DeadlineExceeded, fault{503, "That took too long", "Whether it was done is not known. Look first, then try again.", 10}},
 }
 
 // accountWords says what keeps an account out. The password was right.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
@@ -245,9 +244,4 @@ func (s *Site) deleteGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 		return err
 	}
 	return s.see(w, r, "/groups?did=deleted")
-}
-
-// memberPath is the page that asks before a member is removed.
-func memberPath(group string, m groups.Member) string {
-	return groupPath(group) + "/remove?" + url.Values{"kind": {string(m.Kind)}, "id": {m.ID}}.Encode()
 }

@@ -1,7 +1,9 @@
 package web
 
 import (
+	"html"
 	"net/url"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -108,7 +110,13 @@ func TestNothingIsReflectedUnescaped(t *testing.T) {
 			t.Errorf("unescaped in %s", got.body)
 		}
 	}
-	want(t, b.get("/groups/"+name), 200, "&lt;img src=x onerror=1&gt;")
+	got := b.get("/groups/" + name)
+	want(t, got, 200, "&lt;img src=x onerror=1&gt;")
+	link := regexp.MustCompile(`href="([^"]+/remove[^"]*)"`).FindStringSubmatch(got.body)
+	if link == nil {
+		t.Fatal("no link to remove the member")
+	}
+	want(t, b.get(html.UnescapeString(link[1])), 200, "Remove &lt;img src=x onerror=1&gt;")
 }
 
 func TestMoment(t *testing.T) {

@@ -15,8 +15,6 @@ import (
 	"path"
 	"strings"
 	"time"
-
-	"github.com/tabard-id/tabard/groups"
 )
 
 //go:embed templates/*.html
@@ -106,11 +104,10 @@ func (s *Site) pageFor(v visitor, section, title string, data any) page {
 // the page's own "content".
 func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 	shared, err := template.New("layout.html").Funcs(template.FuncMap{
-		"url":       s.url,
-		"asset":     func(name string) string { return s.url(s.assets[name].url) },
-		"groupURL":  func(name string) string { return s.url(groupPath(name)) },
-		"memberURL": func(group string, m groups.Member) string { return s.url(memberPath(group, m)) },
-		"moment":    func(t time.Time) moment { return momentOf(t, s.cfg.Now()) },
+		"url":      s.url,
+		"asset":    func(name string) string { return s.url(s.assets[name].url) },
+		"groupURL": func(name string) string { return s.url(groupPath(name)) },
+		"moment":   func(t time.Time) moment { return momentOf(t, s.cfg.Now()) },
 	}).ParseFS(templateFiles, "templates/layout.html", "templates/pieces.html")
 	if err != nil {
 		return nil, err

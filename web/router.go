@@ -1,14 +1,12 @@
 package web
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"runtime/debug"
 	"strings"
-	"time"
 
 	"github.com/labstack/echo/v4"
 )
@@ -16,9 +14,6 @@ import (
 const (
 	maxForm = 64 << 10 // bytes of a page's post
 	maxJSON = 1 << 20  // bytes of an API body
-	// answerIn bounds a whole request: a directory that hangs gives an error page
-	// before a browser or a load balancer gives up.
-	answerIn = 30 * time.Second
 
 	pageCSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'%s; frame-ancestors 'none'; base-uri 'none'"
 )
@@ -70,7 +65,7 @@ func plain(h http.Handler) echo.HandlerFunc {
 	}
 }
 
-// guard is what every page passes through: headers, deadline, body limit, and the
+// guard is what every page passes through: headers, body limit, and the
 // refusal of posts that another site made the browser send.
 func (s *Site) guard(next http.Handler) http.Handler {
 	return s.recovered(s.fail, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -79,10 +74,8 @@ func (s *Site) guard(next http.Handler) http.Handler {
 			s.fail(w, r, errCrossSite)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), answerIn)
-		defer cancel()
 		r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-		next.ServeHTTP(w, r.WithContext(ctx))
+		next.ServeHTTP(w, r)
 	}))
 }
 

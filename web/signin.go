@@ -35,7 +35,7 @@ func (s *Site) readSignIn(r *http.Request, values url.Values) (signInForm, *idp.
 		return f, nil, nil
 	}
 	binding := ""
-	if c, err := r.Cookie(SignInCookie); err == nil {
+	if c, err := r.Cookie(idp.SignInCookie); err == nil {
 		binding = c.Value
 	}
 	req, err := s.idp.OpenRequest(f.Request, binding)
@@ -152,7 +152,7 @@ func (s *Site) signOut(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	if c, err := r.Cookie(SessionCookie); err == nil {
+	if c, err := r.Cookie(idp.SessionCookie); err == nil {
 		if err := s.idp.EndBrowser(r.Context(), c.Value); err != nil {
 			return err
 		}

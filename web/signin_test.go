@@ -15,7 +15,7 @@ func TestSignInForm(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()
 	sealed, binding := h.authorize("kubernetes", redirectURI)
-	b.setCookie(SignInCookie, binding)
+	b.setCookie(idp.SignInCookie, binding)
 	got := b.get("/sign-in?request=" + url.QueryEscape(sealed))
 	want(t, got, 200, "Sign in to use <strong>prod</strong>", "Afterwards you return to <strong>localhost:8000</strong>", "Corp &amp; Co")
 	f := fields(t, got.body)
@@ -47,7 +47,7 @@ func TestSignInGoesToTheClient(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()
 	sealed, binding := h.authorize("kubernetes", redirectURI)
-	b.setCookie(SignInCookie, binding)
+	b.setCookie(idp.SignInCookie, binding)
 	got := b.post("/sign-in", url.Values{"request": {sealed}, "username": {"alice"}, "password": {password}})
 	want(t, got, http.StatusSeeOther)
 	u, err := url.Parse(got.header.Get("Location"))
@@ -82,7 +82,7 @@ func TestSignInRefusals(t *testing.T) {
 		t.Run(c.login+" to "+c.client, func(t *testing.T) {
 			b := h.browser()
 			sealed, binding := h.authorize(c.client, redirectURI)
-			b.setCookie(SignInCookie, binding)
+			b.setCookie(idp.SignInCookie, binding)
 			got := b.post("/sign-in", url.Values{"request": {sealed}, "username": {c.login}, "password": {c.password}})
 			want(t, got, c.status, c.words, `role="alert" tabindex="-1" autofocus`)
 			f := fields(t, got.body)
@@ -162,7 +162,7 @@ func TestSignInWithABadRequest(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			b := h.browser()
 			if c.binding != "" {
-				b.setCookie(SignInCookie, c.binding)
+				b.setCookie(idp.SignInCookie, c.binding)
 			}
 			want(t, b.get("/sign-in?request="+url.QueryEscape(c.request)), 400, "Start again from where you came", requestID)
 			got := b.post("/sign-in", url.Values{"request": {c.request}, "username": {"alice"}, "password": {password}})

@@ -18,15 +18,6 @@ import (
 	"github.com/tabard-id/tabard/idp"
 )
 
-// Cookies of the pages. Both are Secure, HttpOnly, SameSite=Lax and for "/" alone.
-const (
-	// SessionCookie holds the value of idp.SignedIn.Cookie.
-	SessionCookie = "__Host-tabard"
-	// SignInCookie ties a sealed request to the browser that asked; the provider
-	// sets it at /authorize.
-	SignInCookie = "__Host-tabard-signin"
-)
-
 // Config is what the pages are told by the configuration file.
 type Config struct {
 	// BasePath is the path of the issuer, "" or like "/id", for links and
@@ -162,16 +153,17 @@ func (s *Site) visitor(r *http.Request) (visitor, error) {
 
 // browser returns the session of the browser that sent r, or idp.ErrNoSession.
 func (s *Site) browser(r *http.Request) (*idp.Session, error) {
-	c, err := r.Cookie(SessionCookie)
+	c, err := r.Cookie(idp.SessionCookie)
 	if err != nil || c.Value == "" {
 		return nil, idp.ErrNoSession
 	}
 	return s.idp.Browser(r.Context(), c.Value)
 }
 
-// setSession gives the browser its session cookie; "" takes it away.
+// setSession gives the browser its session cookie; "" takes it away. It lasts as
+// long as the browser runs; the session itself ends by the clock of the server.
 func setSession(w http.ResponseWriter, value string) {
-	c := &http.Cookie{Name: SessionCookie, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode}
+	c := &http.Cookie{Name: idp.SessionCookie, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode}
 	if value == "" {
 		c.MaxAge = -1
 	}
