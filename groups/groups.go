@@ -16,7 +16,11 @@ var (
 	ErrExists    = errors.New("exists already")
 	ErrForbidden = errors.New("not allowed")
 	ErrInvalid   = errors.New("invalid")
-	ErrConflict  = errors.New("changed by someone else meanwhile")
+	// ErrConflict: others kept changing the group meanwhile; nothing was done.
+	ErrConflict = errors.New("changed by someone else meanwhile")
+	// ErrUnknown: the change may have been made, or was made in part, or was made and
+	// what comes after it failed. It may come with any of the others: ask for it first.
+	ErrUnknown = errors.New("it may have been done: look again")
 	// ErrStale: the index has not heard from the store for too long; deny.
 	ErrStale = errors.New("groups are not current")
 )
