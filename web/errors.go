@@ -29,7 +29,7 @@ var (
 	errCrossSite  = &fault{Status: 403, Title: "This came from another site", Detail: "A page elsewhere tried to do this with your session, or your browser hides where a form comes from. Nothing was done. Open the page here and do it again."}
 	errTooLarge   = &fault{Status: 413, Title: "That is too much", Detail: "The request is larger than this server reads. Nothing was done."}
 	errBadForm    = &fault{Status: 400, Title: "The form could not be read", Detail: "What arrived is not a form as this server writes it. Nothing was done. Load the page again."}
-	errBadRequest = &fault{Status: 400, Title: "Start again from where you came", Detail: "This was begun too long ago, or in another browser. Go back to the application or the command that sent you here, and begin again there."}
+	errStartAgain = &fault{Status: 400, Title: "Start again from where you came", Detail: "This was begun too long ago, or in another browser. Go back to the application or the command that sent you here, and begin again there."}
 )
 
 // faults says for each kind of error how it is answered, on pages and by the API.
@@ -44,7 +44,7 @@ var faults = []struct {
 	{idp.ErrNoAccess, fault{403, "You have no access here", "You are who you say, but none of your groups lets you in. Ask whoever runs it which group you need.", 0}},
 	{idp.ErrTooMany, fault{429, "Too many tries", "Wait a minute, then try again.", 60}},
 	{idp.ErrNoSession, fault{401, "You are not signed in", "Sign in, then do this again.", 0}},
-	{idp.ErrExpired, *errBadRequest},
+	{idp.ErrExpired, *errStartAgain},
 	{directory.ErrNotFound, fault{422, "Nobody was found", "No directory has a person of that name. Write the name as the person types it to sign in.", 0}},
 	{directory.ErrAmbiguous, fault{422, "Several people were found", "More than one person has that name. Write it with the directory's suffix, as in user@suffix.", 0}},
 	{directory.ErrUnavailable, fault{503, "The directory does not answer just now", "Nobody can be looked up until it does. Try again in a minute.", 30}},

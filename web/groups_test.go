@@ -133,3 +133,22 @@ func TestMoment(t *testing.T) {
 		t.Error("the zero time is shown")
 	}
 }
+
+// A membership that has ended is still listed, and says so on the page and in the API.
+func TestEndedMembershipsSaySo(t *testing.T) {
+	h := newHouse(t)
+	h.create("platform", person("bob", time.Hour))
+	b := h.as("carol")
+	want(t, b.get("/api/v1/groups/platform"), 200, `"end":`)
+	if got := b.get("/api/v1/groups/platform"); strings.Contains(got.body, `"ended"`) {
+		t.Errorf("ended before its end: %s", got.body)
+	}
+	later, err := New(Config{Now: func() time.Time { return time.Now().Add(3 * time.Hour) }}, h.idp, h.groups, h.site.log)
+	must(t, err)
+	h.site = later
+	want(t, b.get("/api/v1/groups/platform"), 200, `"ended":true`)
+	want(t, b.get("/groups/platform"), 200, "ended <time", "2 h ago")
+	if got := h.as("bob").get("/"); strings.Contains(got.body, "platform") {
+		t.Error("an ended membership is shown as access")
+	}
+}

@@ -205,7 +205,7 @@ func nextOf(r *http.Request) string {
 // safeNext returns raw when it is the address of one of our pages that sign-in may
 // lead to, else "". Nothing it returns leaves this origin.
 func safeNext(raw string) string {
-	if len(raw) > 512 || !strings.HasPrefix(raw, "/") || strings.HasPrefix(raw, "//") || strings.ContainsAny(raw, "\\\r\n\t") {
+	if len(raw) > 512 || !strings.HasPrefix(raw, "/") || strings.HasPrefix(raw, "//") || strings.Contains(raw, `\`) {
 		return ""
 	}
 	u, err := url.Parse(raw)

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -191,7 +192,7 @@ func TestSafeNext(t *testing.T) {
 		"": "", "groups": "", "//evil.example": "", "/\\evil.example": "", "/\t/evil.example": "", "https://evil.example/": "",
 		"javascript:alert(1)": "", "/sign-out": "", "/groupsx": "", "/devices": "", "/authorize?x": "", "/api/v1/me": "",
 		"/groups/..//evil.example": "", "/groups/../sign-out": "", "/groups/%2e%2e/sign-out": "", "/groups//x": "", "/groups/": "",
-		"/groups#x": "", "/device\r\nSet-Cookie: a=b": "", "/%5cevil.example": "", "/groups?" + strings.Repeat("a", 600): "",
+		"/groups#x": "", "/device\r\nSet-Cookie: a=b": "", "/%5cevil.example": "", `/groups?q=\`: "", "/groups?" + strings.Repeat("a", 600): "",
 	} {
 		if got := safeNext(in); got != out {
 			t.Errorf("safeNext(%q) = %q, want %q", in, got, out)
@@ -239,7 +240,13 @@ func TestSignOut(t *testing.T) {
 	b := h.as("alice")
 	want(t, b.get("/sign-out"), 200, "Sign out?", "signed in as alice", `method="post"`)
 	want(t, b.get("/"), 200) // asking is not doing
+	u, err := url.Parse(h.URL)
+	must(t, err)
+	kept := b.Jar.Cookies(u)[0].Value
 	got := b.post("/sign-out", nil)
+	if _, err := h.idp.Browser(t.Context(), kept); !errors.Is(err, idp.ErrNoSession) {
+		t.Errorf("a copy of the cookie still works: %v", err)
+	}
 	want(t, got, 303)
 	if c := got.header.Get("Set-Cookie"); !strings.HasPrefix(c, "__Host-tabard=; Path=/; Max-Age=0; HttpOnly; Secure") || got.header.Get("Location") != "/signed-out" {
 		t.Errorf("headers %v", got.header)
@@ -293,6 +300,13 @@ func TestDevice(t *testing.T) {
 	got = b.post("/device", url.Values{"user_code": {strings.ToLower(code)}})
 	want(t, got, 200, "prod", "alice", code, "Asked from", `value="allow"`, `value="deny"`)
 	want(t, b.post("/device/confirm", url.Values{"user_code": {code}}), 400)
+	h.corp.down.Store(true)
+	got = b.post("/device/confirm", url.Values{"user_code": {code}, "decision": {"allow"}})
+	want(t, got, 503, "The directory does not answer just now", requestID)
+	if got.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	h.corp.down.Store(false)
 	got = b.post("/device/confirm", url.Values{"user_code": {code}, "decision": {"allow"}})
 	if got.status != 303 || got.header.Get("Location") != "/device/done" {
 		t.Errorf("%d %v", got.status, got.header)
