@@ -30,12 +30,12 @@ type foundation struct {
 func openFoundation(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
 	st, err := bolt.Open(cfg.Store.Bolt)
 	if err != nil {
-		return nil, storeTrouble(cfg, err)
+		return nil, fmt.Errorf("store.bolt.path: %w", err)
 	}
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
 		closeLogged(log, "store", st.Close)
-		return nil, auditTrouble(cfg, err)
+		return nil, fmt.Errorf("audit.dir: %w", err)
 	}
 	return &foundation{st, trail}, nil
 }

@@ -77,8 +77,8 @@ const (
 // loader is a configuration being read.
 type loader struct {
 	*decoder
-	cfg *Config
-	dir string // what relative paths are relative to
+	cfg       *Config
+	path, dir string // of the file, and what relative paths are relative to
 }
 
 // loadConfig reads, checks and completes the configuration at path, with the
@@ -90,7 +90,7 @@ func loadConfig(path string) (*Config, error) {
 	if err != nil {
 		return cfg, &configError{path, []mistake{{msg: err.Error()}}}
 	}
-	l := &loader{decoder: decode(b, cfg), cfg: cfg, dir: filepath.Dir(path)}
+	l := &loader{decoder: decode(b, cfg), cfg: cfg, path: path, dir: filepath.Dir(path)}
 	if len(l.mistakes) == 0 {
 		l.check()
 		l.readFiles()
@@ -258,10 +258,15 @@ func (l *loader) file(key string, path *string) []byte {
 
 func (l *loader) secretFile(key string, path *string) []byte {
 	b := l.file(key, path)
-	if fi, err := os.Stat(*path); err == nil && fi.Mode().Perm()&0o007 != 0 {
-		l.warn("%s: every account of this machine can read %s: run chmod o-rwx on it", key, *path)
-	}
+	l.warnOpen(key, *path)
 	return b
+}
+
+// warnOpen warns of a secret that everybody can read.
+func (l *loader) warnOpen(key, path string) {
+	if fi, err := os.Stat(path); err == nil && fi.Mode().Perm()&0o007 != 0 {
+		l.warn("%s: every account of this machine can read %s: run chmod o-rwx on it", key, path)
+	}
 }
 
 // certificate joins the server's chain and key.
@@ -313,6 +318,9 @@ func (l *loader) secret(key string, value, path *string) {
 	if *value != "" && *path != "" {
 		l.wrongAt(key, "contradicts %sFile: leave one out", key[strings.LastIndexByte(key, '.')+1:])
 		return
+	}
+	if *value != "" {
+		l.warnOpen(key, l.path)
 	}
 	if *path == "" {
 		return

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -71,7 +72,7 @@ func TestConfigMistakes(t *testing.T) {
 		{"wrong types", "admins: [\"corp:ops\"]", "admins: corp:ops\ntokens: [5m]\nsessions: {idleTimeout: 5}\nbrand: 5\ntls: x", []string{
 			":4:9: admins: must be a list", ":5:9: tokens: must be a mapping of keys to values",
 			":6:25: sessions.idleTimeout: must be a duration such as 90s, 5m or 8h", ":7:8: brand: must be text: put it in quotes", ":8:6: tls: must be a mapping of keys to values"}},
-		{"password on the bad line", "bindPassword: " + secret, "bindPassword: {" + secret + ": 1}", []string{":10:17: directories[0].bindPassword: must be a single value"}},
+		{"password on the bad line", "bindPassword: " + secret, "bindPassword: {" + secret + ": 1}", []string{":10:17: directories[0].bindPassword: must be a single value; put text that holds a colon in quotes"}},
 		{"number as password", "bindPassword: " + secret, "bindPassword: 9741", []string{":10:17: directories[0].bindPassword: must be text: put it in quotes"}},
 		{"no colon after a key", "bindPassword: " + secret, "bindPassword " + secret, []string{":10:3: is not YAML: non-map value is specified"}},
 		{"no YAML", "bindPassword: " + secret, "bindPassword: \"" + secret, []string{":10:17: is not YAML: could not find end character of double-quoted text"}},
@@ -210,6 +211,29 @@ func TestCertificateTimes(t *testing.T) {
 		got := strings.Join(certTrouble(leaf, "https://id.corp.example", tc.at), "|")
 		if (got == "") != (tc.want == "") || !strings.Contains(got, tc.want) {
 			t.Errorf("at %s: %q", tc.at, got)
+		}
+	}
+}
+
+func TestOpenConfigWithSecret(t *testing.T) {
+	path := writeConfig(t, minimal)
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, _, stderr := command(t, "config", "check", path)
+	if want := "warning: directories[0].bindPassword: every account of this machine can read " + path + ": run chmod o-rwx on it\n"; stderr != want {
+		t.Errorf("got %s", stderr)
+	}
+}
+
+func TestFileTrouble(t *testing.T) {
+	for err, want := range map[error]string{
+		&os.PathError{Op: "open", Path: "x", Err: os.ErrPermission}: "may not be read: give the account that Tabard runs as the right to",
+		&os.PathError{Op: "open", Path: "x", Err: os.ErrNotExist}:   "does not exist: create it or correct the path",
+		&os.PathError{Op: "read", Path: "x", Err: io.ErrNoProgress}: "cannot be read: " + io.ErrNoProgress.Error(),
+	} {
+		if got := fileTrouble(err); got != want {
+			t.Errorf("%v: got %s", err, got)
 		}
 	}
 }

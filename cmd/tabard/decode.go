@@ -206,7 +206,7 @@ func (d *decoder) sequence(n ast.Node, v reflect.Value, path string) {
 func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
 	text, quoted, ok := scalarText(n)
 	if !ok {
-		d.wrong(n, path, "must be a single value")
+		d.wrong(n, path, "must be a single value; put text that holds a colon in quotes")
 		return
 	}
 	var err error

@@ -136,7 +136,7 @@ func (d *doctor) store() (running bool) {
 		d.say("store", resultOK, "%s is open in a running server", path)
 		return true
 	case err != nil:
-		d.say("store", resultFail, "%s", storeTrouble(d.cfg, err))
+		d.say("store", resultFail, "%s", err)
 		return false
 	}
 	if err := st.Close(); err != nil {
@@ -164,28 +164,41 @@ func (d *doctor) directory(ctx context.Context, c directory.Config) {
 	d.say(check, resultOK, "answers, lets bindDN in and shows the base DNs")
 }
 
+// published is what the issuer shows of itself.
+type published struct {
+	Issuer  string   `json:"issuer"`
+	JWKSURI string   `json:"jwks_uri"`
+	Algs    []string `json:"id_token_signing_alg_values_supported"`
+}
+
 // issuer looks at the issuer as an API server does: over the network, by its URL.
 func (d *doctor) issuer(ctx context.Context, running bool) {
-	result := resultFail
-	if !running {
-		result = resultWarn // it may well be stopped
+	hc, note := d.client(false), ""
+	var doc published
+	target := d.cfg.Issuer + "/.well-known/openid-configuration"
+	date, err := getJSON(ctx, hc, target, &doc)
+	var authority x509.UnknownAuthorityError
+	if errors.As(err, &authority) && d.cfg.cert != nil {
+		hc.CloseIdleConnections()
+		hc, note = d.client(true), "; this machine does not know its CA, so API servers need --oidc-ca-file"
+		date, err = getJSON(ctx, hc, target, &doc)
 	}
-	hc := d.client()
 	defer hc.CloseIdleConnections()
-	var doc struct {
-		Issuer  string   `json:"issuer"`
-		JWKSURI string   `json:"jwks_uri"`
-		Algs    []string `json:"id_token_signing_alg_values_supported"`
-	}
-	date, err := getJSON(ctx, hc, d.cfg.Issuer+"/.well-known/openid-configuration", &doc)
-	if err != nil {
-		d.say("issuer", result, "%s", err)
-		return
-	}
-	if doc.Issuer != d.cfg.Issuer {
+	switch {
+	case err != nil && !running:
+		d.say("issuer", resultWarn, "%s", err)
+	case err != nil:
+		d.say("issuer", resultFail, "%s", err)
+	case doc.Issuer != d.cfg.Issuer:
 		d.say("issuer", resultFail, "%s answers as %q: API servers refuse that; is another server there?", d.cfg.Issuer, clipBytes(doc.Issuer, 200))
-		return
+	default:
+		d.keys(ctx, hc, doc, note)
+		d.skew(date)
+		d.readiness(ctx, hc)
 	}
+}
+
+func (d *doctor) keys(ctx context.Context, hc *http.Client, doc published, note string) {
 	var keys jose.JSONWebKeySet
 	if _, err := getJSON(ctx, hc, doc.JWKSURI, &keys); err != nil {
 		d.say("issuer", resultFail, "keys: %s", err)
@@ -197,9 +210,7 @@ func (d *doctor) issuer(ctx context.Context, running bool) {
 			return
 		}
 	}
-	d.say("issuer", resultOK, "discovery and %s are served; tokens are signed with %s", count(len(keys.Keys), "key", "keys"), strings.Join(doc.Algs, ", "))
-	d.skew(date)
-	d.readiness(ctx, hc)
+	d.say("issuer", resultOK, "discovery and %s are served; tokens are signed with %s%s", count(len(keys.Keys), "key", "keys"), strings.Join(doc.Algs, ", "), note)
 }
 
 // skew compares this machine's clock with the issuer's.
@@ -218,7 +229,7 @@ func (d *doctor) skew(date time.Time) {
 func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
 	var ready readiness
 	if _, err := getJSON(ctx, hc, d.cfg.Issuer+"/readyz", &ready); err != nil {
-		d.say("server", resultFail, "%s", err)
+		d.say("server", resultFail, "not ready: %s: its log says why", err)
 		return
 	}
 	d.say("server", resultOK, "ready")
@@ -229,14 +240,14 @@ func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
 	}
 }
 
-// client trusts the system's roots and, as an API server with our CA file would,
-// the rest of our own chain.
-func (d *doctor) client() *http.Client {
+// client trusts the system's roots and, with own, our own chain, as an API server
+// does that has it as CA file.
+func (d *doctor) client(own bool) *http.Client {
 	pool, err := x509.SystemCertPool()
 	if err != nil {
 		pool = x509.NewCertPool()
 	}
-	if d.cfg.cert != nil {
+	if own {
 		for _, der := range d.cfg.cert.Certificate {
 			if c, err := x509.ParseCertificate(der); err == nil {
 				pool.AddCert(c)
@@ -257,7 +268,7 @@ func getJSON(ctx context.Context, hc *http.Client, target string, into any) (tim
 	}
 	resp, err := hc.Do(req)
 	if err != nil {
-		return time.Time{}, errors.New(fetchTrouble(target, err))
+		return time.Time{}, fetchTrouble(target, err)
 	}
 	defer resp.Body.Close()
 	date, _ := http.ParseTime(resp.Header.Get("Date"))
@@ -271,22 +282,22 @@ func getJSON(ctx context.Context, hc *http.Client, target string, into any) (tim
 }
 
 // fetchTrouble says why a URL cannot be fetched, and what to do.
-func fetchTrouble(target string, err error) string {
+func fetchTrouble(target string, err error) error {
 	u, _ := url.Parse(target)
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
 	var dns *net.DNSError
 	var name x509.HostnameError
 	var authority x509.UnknownAuthorityError
 	switch {
 	case errors.As(err, &dns):
-		return fmt.Sprintf("%s is not known to DNS: make a record for it", u.Hostname())
+		return fmt.Errorf("%s is not known to DNS: make a record for it: %w", u.Hostname(), err)
 	case errors.As(err, &name):
-		return fmt.Sprintf("%s shows a certificate for another name: get one that names it", u.Host)
+		return fmt.Errorf("%s shows a certificate for another name: get one that names it: %w", u.Host, err)
 	case errors.As(err, &authority):
-		return fmt.Sprintf("%s shows a certificate of an authority that this machine does not trust: API servers need it in --oidc-ca-file", u.Host)
+		return fmt.Errorf("%s shows a certificate of an authority that this machine does not trust: install its CA here: %w", u.Host, err)
 	}
-	var ue *url.Error
-	if errors.As(err, &ue) {
-		err = ue.Err
-	}
-	return fmt.Sprintf("%s gives no answer (%s): is the server started and the way to it open?", u.Host, err)
+	return fmt.Errorf("%s gives no answer: is the server started and the way to it open: %w", u.Host, err)
 }

@@ -96,7 +96,7 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 		return err
 	}
 	h := web.API(local, svc.FindPerson, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
-	return do(api.NewClient(cfg.Issuer, &http.Client{Transport: handlerTransport{h}}, nil))
+	return do(api.NewClient("http://store", &http.Client{Transport: handlerTransport{h}}, nil))
 }
 
 // handlerTransport answers requests from a handler in this process.

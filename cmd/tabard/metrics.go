@@ -23,10 +23,10 @@ func newMetrics() *metrics {
 			Name: "tabard_http_requests_total", Help: "Answered HTTP requests by kind of route and status code.",
 		}, []string{"route", "code"}),
 	}
-	version, revision := buildVersion()
+	release, revision := buildVersion()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "tabard_build_info", Help: "Always 1; the labels say which build runs.",
-		ConstLabels: prometheus.Labels{"version": version, "revision": revision},
+		ConstLabels: prometheus.Labels{"version": release, "revision": revision},
 	})
 	info.Set(1)
 	m.registry.MustRegister(m.requests, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -45,19 +45,17 @@ func (m *metrics) handler() http.Handler {
 	return mux
 }
 
-// buildVersion is the module's version and commit, as the Go tool recorded them.
-func buildVersion() (version, revision string) {
-	version, revision = "devel", "unknown"
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return version, revision
-	}
-	if info.Main.Version != "" && info.Main.Version != "(devel)" {
-		version = info.Main.Version
-	}
-	for _, s := range info.Settings {
-		if s.Key == "vcs.revision" {
-			revision = s.Value
+// version is set by the linker (see Makefile).
+var version = "devel"
+
+// buildVersion is the release, and the commit as the Go tool recorded it.
+func buildVersion() (release, revision string) {
+	revision = "unknown"
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				revision = s.Value
+			}
 		}
 	}
 	return version, revision

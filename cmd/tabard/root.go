@@ -98,8 +98,8 @@ func versionCommand() *cobra.Command {
 		Use: "version", Short: "Print the version",
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			version, revision := buildVersion()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tabard %s (%s)\n", version, revision)
+			release, revision := buildVersion()
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tabard %s (%s)\n", release, revision)
 			return err
 		},
 	}

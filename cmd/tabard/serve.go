@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,8 +18,6 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
-
-	"github.com/tabard-id/tabard/internal/store"
 )
 
 // drainTime is how long requests under way get when the server stops.
@@ -90,25 +87,6 @@ func logWarnings(log logrus.FieldLogger, cfg *Config) {
 	if time.Now().Year() < 2024 {
 		log.Warn("this machine's clock is before 2024: set it, or no token and certificate is good")
 	}
-}
-
-// storeTrouble is the sentence for a store that cannot be opened.
-func storeTrouble(cfg *Config, err error) error {
-	if errors.Is(err, store.ErrInUse) {
-		return fmt.Errorf("store.bolt.path: %s is open in another process: is Tabard running already? Stop it, or give this one a file of its own", cfg.Store.Bolt.Path)
-	}
-	if dir := filepath.Dir(cfg.Store.Bolt.Path); errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("store.bolt.path: the folder %s does not exist: create it for the account that Tabard runs as", dir)
-	}
-	return fmt.Errorf("store.bolt.path: %w", err)
-}
-
-// auditTrouble is the sentence for a trail that cannot be opened.
-func auditTrouble(cfg *Config, err error) error {
-	if errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("audit.dir: the folder that should hold %s does not exist: create it for the account that Tabard runs as", cfg.Audit.Dir)
-	}
-	return fmt.Errorf("audit.dir: %w", err)
 }
 
 // run listens, and owns every goroutine of the server. stop takes the signal
