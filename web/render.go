@@ -2,6 +2,7 @@ package web
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"embed"
 	"encoding/hex"
@@ -97,7 +98,7 @@ func (s *Site) newPage(title string, data any) page {
 
 // pageFor is a page with the navigation of somebody signed in.
 func (s *Site) pageFor(v visitor, section, title string, data any) page {
-	return page{Title: title, Brand: s.cfg.Brand, Section: section, Who: v.sess.Name, Admin: v.admin, Data: data}
+	return page{Title: title, Brand: s.cfg.Brand, Section: section, Who: cmp.Or(v.sess.Name, v.sess.Username), Admin: v.admin, Data: data}
 }
 
 // parseTemplates returns one set for each page: the layout, the shared pieces and

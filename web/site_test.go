@@ -3,16 +3,20 @@ package web
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/net/html"
 
 	"github.com/tabard-id/tabard/internal/audit"
 )
@@ -212,4 +216,86 @@ func TestUnknownErrorsTellNothing(t *testing.T) {
 	if f := explain(errors.New("ldap://dc1: secret")); f.Status != 500 || strings.Contains(f.Title+f.Detail, "dc1") {
 		t.Errorf("%+v", f)
 	}
+}
+
+// What a screen reader lives by: one heading, landmarks, a label for every control,
+// scopes in tables, ids that are unique.
+func TestPagesAreAccessible(t *testing.T) {
+	h := newHouse(t)
+	h.create("platform", person("bob", time.Hour), person("alice", 0))
+	b := h.as("carol")
+	client, err := h.idp.Client("kubernetes")
+	must(t, err)
+	device, err := h.idp.StartDevice(t.Context(), client, false)
+	must(t, err)
+	pages := map[string]answer{
+		"sign-in": h.browser().get("/sign-in"), "device/confirm": b.post("/device", url.Values{"user_code": {device.UserCode}}),
+		"choose": h.browser().post("/sign-in", url.Values{"username": {"twin"}, "password": {password}}),
+		"remove": b.get("/groups/platform/remove?kind=person&id=corp.id-bob"), "not found": b.get("/x"),
+	}
+	for _, rt := range h.site.routes() {
+		if rt.method == "GET" && rt.path != "/sign-in" {
+			pages[rt.path] = b.get(fill(rt.path))
+		}
+	}
+	for name, got := range pages {
+		if !strings.HasPrefix(got.header.Get("Content-Type"), "text/html") || got.status == http.StatusSeeOther {
+			continue
+		}
+		for _, fault := range accessFaults(t, got.body) {
+			t.Errorf("%s: %s", name, fault)
+		}
+	}
+}
+
+func accessFaults(t *testing.T, body string) (faults []string) {
+	t.Helper()
+	root, err := html.Parse(strings.NewReader(body))
+	must(t, err)
+	count, ids, labelled := map[string]int{}, map[string]int{}, map[string]bool{}
+	var controls []*html.Node
+	for n := range root.Descendants() {
+		if n.Type != html.ElementNode {
+			continue
+		}
+		count[n.Data]++
+		if id := attr(n, "id"); id != "" {
+			ids[id]++
+		}
+		switch {
+		case n.Data == "label":
+			labelled[attr(n, "for")] = true
+		case n.Data == "select" || n.Data == "input" && attr(n, "type") != "hidden":
+			controls = append(controls, n)
+		case n.Data == "th" && attr(n, "scope") == "":
+			faults = append(faults, "a th without scope")
+		case n.Data == "img" && !slices.ContainsFunc(n.Attr, func(a html.Attribute) bool { return a.Key == "alt" }):
+			faults = append(faults, "an img without alt")
+		case n.Data == "html" && attr(n, "lang") == "":
+			faults = append(faults, "no language")
+		}
+	}
+	if count["h1"] != 1 || count["main"] != 1 || count["title"] != 1 {
+		faults = append(faults, fmt.Sprintf("%d h1, %d main, %d title", count["h1"], count["main"], count["title"]))
+	}
+	for id, n := range ids {
+		if n > 1 {
+			faults = append(faults, "id twice: "+id)
+		}
+	}
+	for _, c := range controls {
+		if c.Parent.Data != "label" && !labelled[attr(c, "id")] {
+			faults = append(faults, "no label for "+attr(c, "name"))
+		}
+	}
+	return faults
+}
+
+func attr(n *html.Node, key string) string {
+	for _, a := range n.Attr {
+		if a.Key == key {
+			return a.Val
+		}
+	}
+	return ""
 }
