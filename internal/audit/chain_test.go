@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -132,6 +133,20 @@ func TestVerifySummary(t *testing.T) {
 	}
 	if _, err := Verify(filepath.Join(dir, "no")); err == nil {
 		t.Fatal("no folder is no trail")
+	}
+}
+
+// TestRecord holds the form of a record fast, for those who verify by other means.
+func TestRecord(t *testing.T) {
+	end := tail{41, sha256.Sum256([]byte("before"))}
+	line, next := appendLine(nil, end, time.Unix(1, 5).UTC(), []byte(`{"act":"a","outcome":"done"}`))
+	covered := fmt.Sprintf(`{"seq":42,"time":"1970-01-01T00:00:01.000000005Z","act":"a","outcome":"done","prev":"%x"`, end.hash)
+	sum := sha256.Sum256(append(end.hash[:], covered...))
+	if want := fmt.Sprintf("%s,\"hash\":\"%x\"}\n", covered, sum); string(line) != want || next != (tail{42, sum}) {
+		t.Fatalf("got  %swant %s", line, want)
+	}
+	if r, why := parse(line); why != "" || r != (record{42, end.hash, sum}) {
+		t.Fatal(r, why)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -159,6 +160,29 @@ func TestSlowReader(t *testing.T) {
 				t.Fatalf("%d events are retained", s.hub.events)
 			}
 		})
+	}
+}
+
+// TestFarBehind watches from before more events than one Batch holds.
+func TestFarBehind(t *testing.T) {
+	s := openTest(t, Config{})
+	for i := range 35 {
+		var ops []store.Op
+		for j := range store.MaxOps {
+			ops = append(ops, op(fmt.Sprintf("a/%d.%d", i, j), ""))
+		}
+		mustTxn(t, s, ops...)
+	}
+	ch, err := s.Watch(t.Context(), "a/", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	events := 0
+	for b := (store.Batch{}); b.Revision < 35; {
+		b = <-ch
+		if events += len(b.Events); int64(events) != b.Revision*store.MaxOps || len(b.Events) > 1_100 {
+			t.Fatalf("%d events, now %d at revision %d", len(b.Events), events, b.Revision)
+		}
 	}
 }
 
@@ -351,6 +375,41 @@ func TestCommitFails(t *testing.T) {
 	})
 }
 
+// TestDiskFull makes real commits fail, with the file size limit of this process
+// in the full disk's place.
+func TestDiskFull(t *testing.T) {
+	s := openTest(t, Config{})
+	rev := mustTxn(t, s, op("a/1", "x"))
+	var old syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+		t.Fatal(err)
+	}
+	for _, size := range []uint64{0, 2 * 4096, 6 * 4096, 100_000} {
+		limit := old
+		limit.Cur = size
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Txn(t.Context(), nil, []store.Op{op("a/1", "lost"), op("a/big", strings.Repeat("x", 900_000))})
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
+			t.Fatal(err)
+		}
+		if !errors.Is(err, syscall.EFBIG) || errors.Is(err, store.ErrUnknown) || !strings.Contains(err.Error(), "check the disk") {
+			t.Fatalf("at %d bytes: %v", size, err)
+		}
+		if e, err := s.Get(t.Context(), "a/1"); err != nil || string(e.Value) != "x" || e.Revision != rev {
+			t.Fatalf("at %d bytes: %+v, %v", size, e, err)
+		}
+		next := mustTxn(t, s, op("a/1", "x"), op("a/2", strings.Repeat("y", 900_000)))
+		if next != rev+1 {
+			t.Fatalf("revision %d after %d", next, rev)
+		}
+		rev = next
+	}
+	mustClose(t, s)
+	openTest(t, Config{Path: s.cfg.Path})
+}
+
 // clock is a time that tests move.
 type clock struct{ now atomic.Int64 }
 
@@ -437,6 +496,7 @@ func BenchmarkTxnParallel(b *testing.B) {
 	value := bytes.Repeat([]byte("x"), 400)
 	var n atomic.Int64
 	var wg sync.WaitGroup
+	cpu := cpuTime()
 	for w := range 64 {
 		wg.Go(func() {
 			rev := int64(0)
@@ -453,6 +513,14 @@ func BenchmarkTxnParallel(b *testing.B) {
 	}
 	wg.Wait()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "txn/s")
+	b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/float64(b.N), "cpu-µs/op")
+}
+
+// cpuTime is what this process has used so far, user and system.
+func cpuTime() time.Duration {
+	var u syscall.Rusage
+	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func BenchmarkGet(b *testing.B) {

@@ -83,6 +83,14 @@ func TestOpenRefuses(t *testing.T) {
 		{"two pages", truncate(8192), errDamaged, "restore the last backup"},
 		{"four pages", truncate(4 * 4096), errDamaged, "restore the last backup"},
 		{"half", truncate(150_000), errDamaged, "restore the last backup"},
+		{"inside a large value", func(t *testing.T, p string) {
+			var size int64
+			edit(t, p, func(tx *bbolt.Tx) error {
+				return tx.Bucket(recordsBucket).Put([]byte("a/big"), make([]byte, 900_000))
+			})
+			edit(t, p, func(tx *bbolt.Tx) error { size = tx.Size(); return nil })
+			truncate(size-100_000)(t, p)
+		}, errDamaged, "it ends at byte"},
 		{"both roots", func(t *testing.T, p string) { overwrite(t, p, 0, 8192) }, errDamaged, "restore"},
 		{"all pages behind", func(t *testing.T, p string) { overwrite(t, p, 8192, 200_000) }, errDamaged, "restore"},
 		{"text", func(t *testing.T, p string) {
