@@ -240,24 +240,9 @@ func (d *Directory) trace(s *schema, p Person, found []*ldap.Entry) ([]Group, er
 	}
 	var all []Group
 	for len(level) > 0 {
-		next := map[string][]string{}
-		for _, key := range slices.Sorted(maps.Keys(level)) {
-			e := entries[key]
-			if e == nil {
-				continue
-			}
-			delete(entries, key)
-			g, ok := d.group(s, e)
-			if !ok {
-				continue
-			}
-			g.Path = append(slices.Clone(level[key]), e.DN)
-			all = append(all, g)
-			for _, parent := range e.GetEqualFoldAttributeValues("memberOf") {
-				next[foldDN(parent)] = g.Path
-			}
-		}
-		level = next
+		var reached []Group
+		reached, level = d.climb(s, entries, level)
+		all = append(all, reached...)
 	}
 	for _, e := range entries {
 		if g, ok := d.group(s, e); ok && !s.hides() {
@@ -265,6 +250,30 @@ func (d *Directory) trace(s *schema, p Person, found []*ldap.Entry) ([]Group, er
 		}
 	}
 	return all, nil
+}
+
+// climb takes the groups of level out of entries and returns them, and the
+// level above.
+func (d *Directory) climb(s *schema, entries map[string]*ldap.Entry, level map[string][]string) ([]Group, map[string][]string) {
+	var reached []Group
+	above := map[string][]string{}
+	for _, key := range slices.Sorted(maps.Keys(level)) {
+		e := entries[key]
+		if e == nil {
+			continue
+		}
+		delete(entries, key)
+		g, ok := d.group(s, e)
+		if !ok {
+			continue
+		}
+		g.Path = append(slices.Clone(level[key]), e.DN)
+		reached = append(reached, g)
+		for _, parent := range e.GetEqualFoldAttributeValues("memberOf") {
+			above[foldDN(parent)] = g.Path
+		}
+	}
+	return reached, above
 }
 
 // whole refuses an entry of which Active Directory sent an attribute in part:

@@ -27,7 +27,9 @@ func sambaConfig(s *testenv.Samba) Config {
 	return Config{Name: "corp", Type: TypeActiveDirectory, URLs: []string{s.TLSURL}, CAFile: s.CAFile, BindDN: s.BindDN, BindPassword: s.BindPassword}
 }
 
-func TestActiveDirectory(t *testing.T) {
+// sambaTree starts a domain with people in every state and nested groups.
+func sambaTree(t *testing.T) *testenv.Samba {
+	t.Helper()
 	s := testenv.StartSamba(t)
 	user := func(cn, name string, extra ...string) string {
 		return testenv.UserLDIF("CN="+cn+",OU=People,"+s.BaseDN, name, pw, extra...)
@@ -44,70 +46,81 @@ func TestActiveDirectory(t *testing.T) {
 		"dn: CN=company,OU=Groups,DC=corp,DC=example\nchangetype: modify\nadd: member\nmember: CN=circle,OU=Groups,DC=corp,DC=example\n\n"+
 		"dn: DC=corp,DC=example\nchangetype: modify\nreplace: lockoutThreshold\nlockoutThreshold: 3\n\n"+
 		"dn: CN=off,OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: userAccountControl\nuserAccountControl: 514\n\n")
+	return s
+}
+
+func TestActiveDirectory(t *testing.T) {
+	s := sambaTree(t)
 	d := open(t, sambaConfig(s))
 	if err := d.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	t.Run("find", func(t *testing.T) { findInAD(t, s, d) })
+	t.Run("id is what the server's own tools show", func(t *testing.T) { idInAD(t, s, d) })
+	t.Run("bind and state", func(t *testing.T) { bindInAD(t, d) })
+	t.Run("groups", func(t *testing.T) { groupsInAD(t, s) })
+}
 
-	t.Run("find", func(t *testing.T) {
-		jane := mustFind(t, d, "jane")
-		if jane.Username != "jane" || jane.Name != "Jane D" || jane.Email != "jane.d@corp.example" || jane.State != Active || time.Since(jane.PasswordChanged) > time.Hour {
-			t.Errorf("jane is %+v", jane)
+func findInAD(t *testing.T, s *testenv.Samba, d *Directory) {
+	jane := mustFind(t, d, "jane")
+	if jane.Username != "jane" || jane.Name != "Jane D" || jane.Email != "jane.d@corp.example" || jane.State != Active || time.Since(jane.PasswordChanged) > time.Hour {
+		t.Errorf("jane is %+v", jane)
+	}
+	for _, login := range []string{"JANE", "jane.d@corp.example", "jane.doe@corp.example", `CORP\jane`, `corp\jane`} {
+		if p := mustFind(t, d, login); !reflect.DeepEqual(p, jane) {
+			t.Errorf("Find(%q) is %+v", login, p)
 		}
-		for _, login := range []string{"JANE", "jane.d@corp.example", "jane.doe@corp.example", `CORP\jane`, `corp\jane`} {
-			if p := mustFind(t, d, login); !reflect.DeepEqual(p, jane) {
-				t.Errorf("Find(%q) is %+v", login, p)
-			}
-		}
-		if p, err := d.Lookup(t.Context(), jane.ID); err != nil || !reflect.DeepEqual(p, jane) {
-			t.Errorf("Lookup: %+v, %v", p, err)
-		}
-		if p := mustFind(t, d, "jörg"); p.Username != "jörg" || p.Name != "Jörg" {
-			t.Errorf("jörg is %+v", p)
-		}
-		for _, login := range []string{`OTHER\jane`, "Jane D", "team", "*", "jan*", "DC1$"} {
-			_, err := d.Find(t.Context(), login)
-			wantErr(t, fmt.Sprintf("Find(%q)", login), err, ErrNotFound)
-		}
-		other := open(t, with(sambaConfig(s), func(c *Config) { c.Name = "forest" }))
-		if p := mustFind(t, other, `corp\jane`); p.Username != "jane" {
-			t.Errorf("by NetBIOS name: %+v", p)
-		}
-	})
+	}
+	if p, err := d.Lookup(t.Context(), jane.ID); err != nil || !reflect.DeepEqual(p, jane) {
+		t.Errorf("Lookup: %+v, %v", p, err)
+	}
+	if p := mustFind(t, d, "jörg"); p.Username != "jörg" || p.Name != "Jörg" {
+		t.Errorf("jörg is %+v", p)
+	}
+	for _, login := range []string{`OTHER\jane`, "Jane D", "team", "*", "jan*", "DC1$"} {
+		_, err := d.Find(t.Context(), login)
+		wantErr(t, fmt.Sprintf("Find(%q)", login), err, ErrNotFound)
+	}
+	other := open(t, with(sambaConfig(s), func(c *Config) { c.Name = "forest" }))
+	if p := mustFind(t, other, `corp\jane`); p.Username != "jane" {
+		t.Errorf("by NetBIOS name: %+v", p)
+	}
+}
 
-	t.Run("id is what the server's own tools show", func(t *testing.T) {
-		cmd := exec.Command("ldapsearch", "-LLL", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", "<GUID="+mustFind(t, d, "jane").ID+">", "-s", "base", "cn")
-		cmd.Env = append(cmd.Environ(), "LDAPTLS_CACERT="+s.CAFile)
-		if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), "cn: Jane (Admin)") {
-			t.Errorf("%v\n%s", err, out)
-		}
-	})
+func idInAD(t *testing.T, s *testenv.Samba, d *Directory) {
+	cmd := exec.Command("ldapsearch", "-LLL", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", "<GUID="+mustFind(t, d, "jane").ID+">", "-s", "base", "cn")
+	cmd.Env = append(cmd.Environ(), "LDAPTLS_CACERT="+s.CAFile)
+	if out, err := cmd.Output(); err != nil || !strings.Contains(string(out), "cn: Jane (Admin)") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
 
-	t.Run("bind and state", func(t *testing.T) {
-		for login, want := range map[string]State{"jane": Active, "never": Active, "off": Disabled, "expired": Expired, "must": MustChange} {
-			p := mustFind(t, d, login)
-			if p.State != want {
-				t.Errorf("%s is %s, want %s", login, p.State, want)
-			}
-			wantErr(t, "wrong password of "+login, d.Bind(t.Context(), p.DN, "wrong"), ErrInvalidCredentials)
-			if want != Active {
-				wantAccount(t, d, login, pw, want)
-			} else if err := d.Bind(t.Context(), p.DN, pw); err != nil {
-				t.Errorf("%s: %v", login, err)
-			}
+func bindInAD(t *testing.T, d *Directory) {
+	for login, want := range map[string]State{"jane": Active, "never": Active, "off": Disabled, "expired": Expired, "must": MustChange} {
+		p := mustFind(t, d, login)
+		if p.State != want {
+			t.Errorf("%s is %s, want %s", login, p.State, want)
 		}
-		locked := mustFind(t, d, "locked")
-		for range 4 {
-			wantErr(t, "wrong password", d.Bind(t.Context(), locked.DN, "wrong"), ErrInvalidCredentials)
+		wantErr(t, "wrong password of "+login, d.Bind(t.Context(), p.DN, "wrong"), ErrInvalidCredentials)
+		if want != Active {
+			wantAccount(t, d, login, pw, want)
+		} else if err := d.Bind(t.Context(), p.DN, pw); err != nil {
+			t.Errorf("%s: %v", login, err)
 		}
-		wantErr(t, "right password of a locked account", d.Bind(t.Context(), locked.DN, pw), ErrInvalidCredentials)
-		if p := mustFind(t, d, "locked"); p.State != Locked {
-			t.Errorf("locked is %s", p.State)
-		}
-		wantErr(t, "dummy", d.Bind(t.Context(), d.DummyDN(), pw), ErrInvalidCredentials)
-		mustFind(t, d, "jane") // the pool is still the service account's
-	})
+	}
+	locked := mustFind(t, d, "locked")
+	for range 4 {
+		wantErr(t, "wrong password", d.Bind(t.Context(), locked.DN, "wrong"), ErrInvalidCredentials)
+	}
+	wantErr(t, "right password of a locked account", d.Bind(t.Context(), locked.DN, pw), ErrInvalidCredentials)
+	if p := mustFind(t, d, "locked"); p.State != Locked {
+		t.Errorf("locked is %s", p.State)
+	}
+	wantErr(t, "dummy", d.Bind(t.Context(), d.DummyDN(), pw), ErrInvalidCredentials)
+	mustFind(t, d, "jane") // the pool is still the service account's
+}
 
+func groupsInAD(t *testing.T, s *testenv.Samba) {
 	// Bob's primary group becomes one that is in another.
 	s.AddLDIF(t, "dn: CN=Bob,OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: primaryGroupID\nprimaryGroupID: "+rid(t, s, "primary")+"\n\n")
 	for _, nested := range []Nested{"", NestedInChain, NestedTokenGroups, NestedWalk} {

@@ -147,7 +147,12 @@ func TestConnections(t *testing.T) {
 			}
 		})
 	}
-	t.Run("base that is not there", func(t *testing.T) {
+}
+
+func TestBasesThatAreNotThere(t *testing.T) {
+	s := testenv.StartSlapd(t)
+	s.AddLDIF(t, testenv.SampleLDIF())
+	t.Run("groups", func(t *testing.T) {
 		d := open(t, with(slapdConfig(s), func(c *Config) { c.Groups.BaseDN = "ou=nowhere,dc=example,dc=org" }))
 		if err := d.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "directories[corp].groups.baseDN") {
 			t.Errorf("Ping: %v", err)
@@ -157,7 +162,7 @@ func TestConnections(t *testing.T) {
 			t.Errorf("Groups: %v", err)
 		}
 	})
-	t.Run("users' base that is not there ends no session", func(t *testing.T) {
+	t.Run("users, which ends no session", func(t *testing.T) {
 		p := mustFind(t, open(t, slapdConfig(s)), "alice")
 		d := open(t, with(slapdConfig(s), func(c *Config) { c.Users.BaseDN = "ou=nowhere,dc=example,dc=org" }))
 		_, err := d.Lookup(t.Context(), p.ID)
@@ -296,10 +301,13 @@ func wantAccount(t *testing.T, d *Directory, login, password string, want State)
 	}
 }
 
-func TestGroupsOnSlapd(t *testing.T) {
+// groupTree starts a slapd with groups that are nested, circular, many and
+// oddly named.
+func groupTree(t *testing.T) *testenv.Slapd {
+	t.Helper()
 	s := testenv.StartSlapd(t)
 	s.AddLDIF(t, testenv.SampleLDIF())
-	const alice, bob, joerg = "uid=alice,ou=people", "uid=bob,ou=people", "uid=jörg (admin),ou=people"
+	const bob, joerg = "uid=bob,ou=people", "uid=jörg (admin),ou=people"
 	odd := person("x,y+z", "odd", "mail: odd@example.org") + person(`back\slash "q" #`, "odder")
 	for i := range 120 {
 		odd += groupOfNames(fmt.Sprintf("many-%03d", i), "uid=dave,ou=people")
@@ -314,6 +322,11 @@ func TestGroupsOnSlapd(t *testing.T) {
 		"dn: cn=posix,ou=groups,dc=example,dc=org\nobjectClass: posixGroup\ngidNumber: 1\nmemberUid: odder\n\n"+
 		groupOfNames("above posix", "cn=posix,ou=groups")+
 		groupOfNames(norm.NFD.String("é"), "uid=carol,ou=people")+groupOfNames("bad\u202ename", "uid=carol,ou=people")+groupOfNames("above bad", "cn=bad\u202ename,ou=groups"))
+	return s
+}
+
+func TestGroupsOnSlapd(t *testing.T) {
+	s := groupTree(t)
 	d := open(t, slapdConfig(s))
 	wantGroups(t, d, "alice", "corp:all-devs", "corp:devs")
 	wantGroups(t, d, "carol", "corp:cluster-operators", "corp:ops", "corp:é")
@@ -342,6 +355,21 @@ func TestGroupsOnSlapd(t *testing.T) {
 		t.Errorf("path %q, want %q", groups[1].Path, want)
 	}
 
+	t.Run("a list that the server cuts off is an error", func(t *testing.T) {
+		more := ""
+		for i := range 400 {
+			more += groupOfNames(fmt.Sprintf("more-%03d", i), "uid=dave,ou=people")
+		}
+		s.AddLDIF(t, more) // the server's size limit is 500 in all
+		groups, err := d.Groups(t.Context(), mustFind(t, d, "dave"))
+		if err == nil || groups != nil || errors.Is(err, ErrUnavailable) {
+			t.Errorf("%d groups, %v", len(groups), err)
+		}
+	})
+}
+
+func TestGroupKeysOnSlapd(t *testing.T) {
+	s := groupTree(t)
 	t.Run("configured", func(t *testing.T) {
 		for name, tc := range map[string]struct {
 			groups Groups
@@ -370,19 +398,8 @@ func TestGroupsOnSlapd(t *testing.T) {
 		}
 	})
 	t.Run("no name may become reserved", func(t *testing.T) {
-		s.AddLDIF(t, groupOfNames("em:masters", alice))
+		s.AddLDIF(t, groupOfNames("em:masters", "uid=alice,ou=people"))
 		d := open(t, with(slapdConfig(s), func(c *Config) { c.Groups.Prefix, c.Groups.Include = "Syst", []string{"em:*"} }))
 		wantGroups(t, d, "alice")
-	})
-	t.Run("a list that the server cuts off is an error", func(t *testing.T) {
-		more := ""
-		for i := range 400 {
-			more += groupOfNames(fmt.Sprintf("more-%03d", i), "uid=dave,ou=people")
-		}
-		s.AddLDIF(t, more) // the server's size limit is 500 in all
-		groups, err := d.Groups(t.Context(), mustFind(t, d, "dave"))
-		if err == nil || groups != nil || errors.Is(err, ErrUnavailable) {
-			t.Errorf("%d groups, %v", len(groups), err)
-		}
 	})
 }
