@@ -45,7 +45,7 @@ func write(w io.Writer, format string, v any, rows func() [][]string) error {
 }
 
 func writeTable(w io.Writer, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.TabIndent&0)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range rows {
 		for i, cell := range row {
 			if i > 0 {
