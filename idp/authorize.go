@@ -10,9 +10,11 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
-	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
 )
 
@@ -57,6 +59,15 @@ const (
 
 var challengeForm = regexp.MustCompile(`^[A-Za-z0-9_-]{43}$`)
 
+// MaxState bounds the state that a client gets back, in bytes.
+const MaxState = 2048
+
+// printable reports whether s comes out of JSON as it went in, and holds nothing
+// that RFC 6749 appendix A.5 forbids for good reason.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+}
+
 // check refuses what Tabard does not do.
 func (r *AuthRequest) check(c *Client) error {
 	none := slices.Contains(r.Prompt, "none")
@@ -75,8 +86,10 @@ func (r *AuthRequest) check(c *Client) error {
 		return &RequestError{"invalid_request", "code_challenge is not a SHA-256 in base64url"}
 	case none && len(r.Prompt) > 1:
 		return &RequestError{"invalid_request", "prompt=none stands alone"}
-	case len(r.State) > 2048 || len(r.Nonce) > 1024 || len(r.LoginHint) > 256:
+	case len(r.State) > MaxState || len(r.Nonce) > 1024 || len(r.LoginHint) > 256:
 		return &RequestError{"invalid_request", "state, nonce or login_hint is too long"}
+	case !printable(r.State) || !printable(r.Nonce):
+		return &RequestError{"invalid_request", "state and nonce must be UTF-8 without control characters"}
 	}
 	return nil
 }
@@ -121,24 +134,29 @@ func (s *Service) Authorize(ctx context.Context, r AuthRequest, cookie, binding 
 }
 
 // singleSignOn issues a code from the browser's session; "" or ErrNoSession means
-// that the person has to sign in.
+// that the person has to sign in: also when the sign-in is older than the client's
+// cluster lets one be.
 func (s *Service) singleSignOn(ctx context.Context, r *AuthRequest, c *Client, cookie string) (string, error) {
 	if cookie == "" || slices.Contains(r.Prompt, "login") || slices.Contains(r.Prompt, "select_account") {
 		return "", nil
 	}
+	var take func(*Session)
 	for range maxTries {
-		sess, err := s.Browser(ctx, cookie)
+		sess, err := s.browser(ctx, cookie)
 		if err != nil {
 			return "", err
 		}
-		if r.HintedSub != "" && r.HintedSub != sess.Sub || r.MaxAge != nil && s.Now().Sub(sess.AuthTime) > *r.MaxAge {
+		if r.HintedSub != "" && r.HintedSub != sess.Sub || s.tooOld(sess, c) ||
+			r.MaxAge != nil && s.Now().Sub(sess.AuthTime) >= *r.MaxAge {
 			return "", nil
 		}
-		take, err := s.reread(ctx, sess)
-		if err != nil {
-			return "", err
+		if take == nil {
+			if take, err = s.reread(ctx, sess); err != nil {
+				return "", err
+			}
 		}
 		take(sess)
+		sess.LastUsed = s.Now().UTC()
 		redirect, err := s.issueCode(ctx, sess, c, r)
 		if !errors.Is(err, store.ErrConflict) {
 			return redirect, err
@@ -156,7 +174,7 @@ func (s *Service) OpenRequest(sealed, binding string) (*AuthRequest, error) {
 		return nil, fmt.Errorf("%w: %w", ErrExpired, err)
 	}
 	c, err := s.Client(r.ClientID)
-	if err != nil || !isSecret(binding, r.Binding) || s.Now().Sub(r.Issued) > requestLife {
+	if err != nil || !c.AllowsRedirect(r.RedirectURI) || !isSecret(binding, r.Binding) || s.Now().Sub(r.Issued) > requestLife {
 		return nil, ErrExpired
 	}
 	r.ClientName = c.Name
@@ -181,10 +199,7 @@ type code struct {
 // the person no token, so that they hear of it before they leave.
 func (s *Service) issueCode(ctx context.Context, sess *Session, c *Client, r *AuthRequest) (string, error) {
 	if _, err := s.entitle(sess, c); err != nil {
-		if errors.Is(err, ErrNoAccess) {
-			err = errors.Join(err, s.record(ctx, audit.Event{Act: "token.issue", Outcome: audit.Denied, Reason: err.Error(), Client: c.ID, Cluster: c.Cluster}, sess))
-		}
-		return "", err
+		return "", s.denied(ctx, sess, c, err)
 	}
 	id, secret := randomID(), encode(randomBytes(32))
 	rec := code{

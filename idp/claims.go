@@ -56,7 +56,7 @@ func mergeGroups(dirGroups []string, local []groups.Membership, prefixes []strin
 	prefixed := func(name string) bool {
 		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 	}
-	m.ends = map[string]time.Time{}
+	m.names, m.ends = []string{}, map[string]time.Time{} // never null in a token
 	for _, g := range dirGroups {
 		if reservedName(g) || !prefixed(g) {
 			dropped = append(dropped, g)
@@ -204,19 +204,27 @@ type preparedToken struct {
 // ErrTooLarge says that a token would break headers on its way.
 var ErrTooLarge = errors.New("token too large")
 
-// prepare makes the claims of an id_token of sess for c and the audiences aud
-// (OpenID Connect Core section 2). It never outlives a membership in it.
-func (s *Service) prepare(sess *Session, c *Client, azp string, nonce string) (preparedToken, error) {
+// grant is what one request adds to an id_token.
+type grant struct {
+	azp, nonce string
+	until      time.Time // the token does not outlive it; zero: no bound
+}
+
+// prepare makes the claims of an id_token of sess for c (OpenID Connect Core section
+// 2). It never outlives a membership in it.
+func (s *Service) prepare(sess *Session, c *Client, g grant) (preparedToken, error) {
 	e, err := s.entitle(sess, c)
 	if err != nil {
 		return preparedToken{}, err
 	}
 	now := s.Now()
 	t := preparedToken{alg: c.tokens.SigningAlgorithm, jti: randomID(), expires: now.Add(c.tokens.IDTokenLifetime)}
-	if !e.ends.IsZero() && e.ends.Before(t.expires) {
-		t.expires = e.ends
+	for _, end := range []time.Time{e.ends, g.until} {
+		if !end.IsZero() && end.Before(t.expires) {
+			t.expires = end
+		}
 	}
-	t.payload, err = json.Marshal(s.claims(sess, c, e, azp, nonce, now, t))
+	t.payload, err = json.Marshal(s.claims(sess, c, e, g, now, t))
 	if err != nil {
 		return preparedToken{}, fmt.Errorf("encode claims: %w", err)
 	}
@@ -226,14 +234,14 @@ func (s *Service) prepare(sess *Session, c *Client, azp string, nonce string) (p
 	return t, nil
 }
 
-func (s *Service) claims(sess *Session, c *Client, e entitlement, azp, nonce string, now time.Time, t preparedToken) map[string]any {
+func (s *Service) claims(sess *Session, c *Client, e entitlement, g grant, now time.Time, t preparedToken) map[string]any {
 	claims := s.person(sess, c, e)
-	claims["iss"], claims["aud"], claims["azp"] = s.cfg.Issuer, c.Audience, azp
+	claims["iss"], claims["aud"], claims["azp"] = s.cfg.Issuer, c.Audience, g.azp
 	claims["jti"], claims["sid"] = t.jti, sess.ID
 	claims["exp"], claims["iat"], claims["nbf"] = t.expires.Unix(), now.Unix(), now.Add(-nbfAllowance).Unix()
 	claims["auth_time"], claims["amr"], claims["acr"] = sess.AuthTime.Unix(), []string{amrPassword}, acrPassword
-	if nonce != "" {
-		claims["nonce"] = nonce
+	if g.nonce != "" {
+		claims["nonce"] = g.nonce
 	}
 	if sess.stale {
 		claims["tabard_stale"] = true

@@ -132,14 +132,6 @@ func (c SessionConfig) or(def SessionConfig) SessionConfig {
 	}
 }
 
-func cmpOr[T comparable](a, b T) T {
-	var zero T
-	if a != zero {
-		return a
-	}
-	return b
-}
-
 // SetDefaults fills in what the file left out; a cluster takes what it does not
 // say from the top level.
 func (c *Config) SetDefaults() {
@@ -208,7 +200,7 @@ var reservedClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "
 // before it.
 func (c Config) Validate() error {
 	errs := []error{c.Tokens.validate("tokens"), c.Sessions.validate("sessions")}
-	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil {
+	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.Issuer, "?#") || u.User != nil {
 		errs = append(errs, wrong("issuer", "must be an https URL without query or fragment, because an API server accepts no other"))
 	}
 	ids := map[string]string{BuiltinClient: "the built-in client"}

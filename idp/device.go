@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -32,7 +33,6 @@ type device struct {
 	UserCode  string        `json:"userCode"`
 	Client    string        `json:"client"`
 	Offline   bool          `json:"offline,omitempty"`
-	Nonce     string        `json:"nonce,omitempty"`
 	Issued    time.Time     `json:"issued"`
 	Address   string        `json:"address,omitempty"`
 	UserAgent string        `json:"userAgent,omitempty"`
@@ -63,7 +63,7 @@ type DeviceRequest struct {
 // many.
 func (s *Service) StartDevice(ctx context.Context, c *Client, offline bool) (DeviceAuthorization, error) {
 	from := audit.OriginOf(ctx)
-	if !s.pace.allow("device " + from.Address) {
+	if !s.pace.allow("device", from.Address) {
 		return DeviceAuthorization{}, ErrTooMany
 	}
 	id, secret := randomID(), encode(randomBytes(32))
@@ -134,11 +134,15 @@ func (s *Service) Device(ctx context.Context, userCode string) (DeviceRequest, e
 }
 
 func (s *Service) pendingDevice(ctx context.Context, userCode string) (id string, rec device, revision int64, err error) {
-	if !s.pace.allow("usercode " + audit.OriginOf(ctx).Address) {
+	if !s.pace.allow("usercode", audit.OriginOf(ctx).Address) {
 		return "", rec, 0, ErrTooMany
 	}
-	e, err := s.Store.Get(ctx, "usercode/"+foldUserCode(userCode)+"")
-	if foldUserCode(userCode) == "" || errors.Is(err, store.ErrNotFound) {
+	code := foldUserCode(userCode)
+	if code == "" {
+		return "", rec, 0, ErrExpired
+	}
+	e, err := s.Store.Get(ctx, "usercode/"+code)
+	if errors.Is(err, store.ErrNotFound) {
 		return "", rec, 0, ErrExpired
 	}
 	if err != nil {
@@ -146,10 +150,15 @@ func (s *Service) pendingDevice(ctx context.Context, userCode string) (id string
 	}
 	id = string(e.Value)
 	rec, revision, err = s.device(ctx, id)
-	if errors.Is(err, ErrInvalidGrant) || err == nil && (rec.Denied || rec.Session != "" || s.Now().Sub(rec.Issued) > deviceLife) {
+	if errors.Is(err, ErrInvalidGrant) || err == nil && !s.waits(rec) {
 		err = ErrExpired
 	}
 	return id, rec, revision, err
+}
+
+// waits reports whether a device still waits for its person.
+func (s *Service) waits(rec device) bool {
+	return !rec.Denied && rec.Session == "" && s.Now().Sub(rec.Issued) <= deviceLife
 }
 
 func (s *Service) device(ctx context.Context, id string) (device, int64, error) {
@@ -179,51 +188,86 @@ func (s *Service) DecideDevice(ctx context.Context, by *Session, userCode string
 	if err != nil {
 		return ErrExpired
 	}
-	e := audit.Event{Act: "device.allow", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, Detail: map[string]string{"device": rec.Address}}
+	e := audit.Event{Act: "device.deny", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, Detail: map[string]string{"device": rec.Address}}
 	if !allow {
-		e.Act = "device.deny"
 		if err := s.record(ctx, e, by); err != nil {
 			return err
 		}
-		rec.Denied = true
-		return s.writeDevice(ctx, nil, id, revision, rec)
+		return s.decide(ctx, nil, id, revision, rec)
 	}
-	take, err := s.reread(ctx, by)
+	sess, err := s.deviceSession(ctx, by, rec)
 	if err != nil {
 		return err
 	}
-	take(by)
-	now := s.Now().UTC()
-	sess := &Session{ID: randomID(), Created: now, LastUsed: now, AuthTime: by.AuthTime, Address: rec.Address,
-		Sub: by.Sub, Directory: by.Directory, PersonID: by.PersonID, Username: by.Username, Name: by.Name, Email: by.Email,
-		Groups: by.Groups, ReadAt: by.ReadAt, PasswordChanged: by.PasswordChanged, stale: by.stale}
-	if _, err := s.entitle(sess, c); err != nil {
-		return err
+	if s.tooOld(sess, c) {
+		return s.denied(ctx, by, c, fmt.Errorf("%w: sign in again: cluster %s wants a sign-in of the last %s", ErrNoAccess, c.Cluster, c.sessions.MaxLifetime))
 	}
+	if _, err := s.entitle(sess, c); err != nil {
+		return s.denied(ctx, by, c, err)
+	}
+	e.Act = "device.allow"
 	if err := s.record(ctx, e, sess); err != nil {
 		return err
 	}
-	rec.Session = sess.ID
-	return s.writeDevice(ctx, sess, id, revision, rec)
+	return s.decide(ctx, sess, id, revision, rec)
+}
+
+// deviceSession returns a session for the device, of by's person as the directory
+// knows them now.
+func (s *Service) deviceSession(ctx context.Context, by *Session, rec device) (*Session, error) {
+	take, err := s.reread(ctx, by)
+	if err != nil {
+		return nil, err
+	}
+	sess := *by
+	take(&sess)
+	now := s.Now().UTC()
+	sess.ID, sess.revision, sess.Created, sess.LastUsed, sess.Address = randomID(), 0, now, now, rec.Address
+	sess.CookieHash, sess.Families = nil, nil
+	return &sess, nil
+}
+
+// decide writes what the person said: yes with the device's session, no without.
+// The device polls meanwhile, so the record may have to be read again.
+func (s *Service) decide(ctx context.Context, sess *Session, id string, revision int64, rec device) error {
+	said := func(rec device) bool { return sess == nil && rec.Denied || sess != nil && rec.Session == sess.ID }
+	for range maxTries {
+		if said(rec) { // by a write whose outcome was unknown
+			return nil
+		}
+		if !s.waits(rec) {
+			return ErrExpired // somebody else decided
+		}
+		if rec.Denied = sess == nil; !rec.Denied {
+			rec.Session = sess.ID
+		}
+		err := s.writeDevice(ctx, sess, id, revision, rec)
+		if !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
+			return err
+		}
+		if rec, revision, err = s.device(ctx, id); err != nil {
+			return err
+		}
+	}
+	return errBusy
 }
 
 // writeDevice writes the record, and with it a session that the device began.
 func (s *Service) writeDevice(ctx context.Context, sess *Session, id string, revision int64, rec device) error {
-	expires := rec.Issued.Add(deviceLife + deviceMemory)
-	var err error
-	if sess != nil {
-		err = s.writeWith(ctx, sess, "device/"+id, revision, rec, expires)
-	} else {
-		var value []byte
-		if value, err = json.Marshal(rec); err == nil {
-			_, err = s.Store.Txn(ctx, []store.Cond{{Key: "device/" + id, Revision: revision}},
-				[]store.Op{{Key: "device/" + id, Value: value, Expires: expires}})
-		}
-	}
-	if errors.Is(err, store.ErrConflict) {
-		return ErrExpired // somebody else decided
-	}
+	value, err := json.Marshal(rec)
 	if err != nil {
+		return fmt.Errorf("encode device code: %w", err)
+	}
+	conds := []store.Cond{{Key: "device/" + id, Revision: revision}}
+	ops := []store.Op{{Key: "device/" + id, Value: value, Expires: rec.Issued.Add(deviceLife + deviceMemory)}}
+	if sess != nil {
+		op, err := s.op(sess)
+		if err != nil {
+			return err
+		}
+		conds, ops = append(conds, sess.cond()), append(ops, op)
+	}
+	if _, err := s.Store.Txn(ctx, conds, ops); err != nil {
 		return fmt.Errorf("write device code: %w", err)
 	}
 	return nil
@@ -255,24 +299,30 @@ func (s *Service) PollDevice(ctx context.Context, c *Client, deviceCode string) 
 	if err != nil {
 		return Tokens{}, grantError(err)
 	}
-	t, err := s.prepare(sess, c, c.ID, "")
+	t, err := s.prepare(sess, c, grant{azp: c.ID})
 	if err != nil {
-		return Tokens{}, err
+		return Tokens{}, s.denied(ctx, sess, c, err)
 	}
-	fam, refresh := s.addFamily(sess, c, rec.Offline)
+	mine := newSeed()
+	refresh := s.addFamily(sess, c, mine, rec.Offline)
 	op, err := s.op(sess)
 	if err != nil {
 		return Tokens{}, err
 	}
 	_, err = s.Store.Txn(ctx, []store.Cond{sess.cond(), {Key: "device/" + id, Revision: revision}},
 		[]store.Op{op, {Key: "device/" + id, Delete: true}, {Key: "usercode/" + rec.UserCode, Delete: true}})
+	if errors.Is(err, store.ErrUnknown) {
+		if again, readErr := s.session(ctx, rec.Session); readErr == nil && again.Families[mine.id].Client == c.ID {
+			err = nil // it was written: the device must not be left without its tokens
+		}
+	}
 	if errors.Is(err, store.ErrConflict) {
 		return Tokens{}, fmt.Errorf("%w: device code used twice", ErrInvalidGrant)
 	}
 	if err != nil {
 		return Tokens{}, fmt.Errorf("redeem device code: %w", err)
 	}
-	return s.finish(ctx, sess, c, t, fam, refresh)
+	return s.finish(ctx, sess, c, t, mine.id, refresh)
 }
 
 // pending paces a device that polls: one that comes too early waits 5 s longer from
@@ -285,7 +335,7 @@ func (s *Service) pending(ctx context.Context, id string, revision int64, rec de
 	}
 	rec.NextPoll = now.Add(rec.Interval - time.Second).UTC() // a second for the way
 	err := s.writeDevice(ctx, nil, id, revision, rec)
-	if errors.Is(err, ErrExpired) {
+	if errors.Is(err, store.ErrConflict) {
 		return ErrSlowDown // it polled twice at once, or was just decided
 	}
 	if err != nil {
@@ -310,7 +360,13 @@ const (
 
 func newPacer(now func() time.Time) *pacer { return &pacer{now: now, by: map[string]*rate.Limiter{}} }
 
-func (p *pacer) allow(who string) bool {
+// allow reports whether address may do what once more. An IPv6 network of 64 bits
+// counts as one, since one subscriber has it whole.
+func (p *pacer) allow(what, address string) bool {
+	if ip, err := netip.ParseAddr(address); err == nil && ip.Is6() && !ip.Is4In6() {
+		address = netip.PrefixFrom(ip, 64).Masked().Addr().String()
+	}
+	who := what + " " + address
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()

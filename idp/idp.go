@@ -98,11 +98,15 @@ type Service struct {
 	pace    *pacer
 }
 
-// New returns a Service. cfg must have passed Validate. The first call on a store
-// makes the secret that seals and derives (one record, shared by all nodes).
+// New returns a Service. cfg must have passed Validate, and there must be a
+// directory. The first call on a store makes the secret that seals and derives (one
+// record, shared by all nodes).
 func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if p.Now == nil {
 		p.Now = time.Now
+	}
+	if len(p.Directories) == 0 {
+		return nil, errors.New("no directory: nobody could sign in")
 	}
 	key, err := serverSecret(ctx, p.Store)
 	if err != nil {

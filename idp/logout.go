@@ -18,7 +18,7 @@ type LogoutRequest struct {
 // that the hint names, it is ended at once and done is true; otherwise the sealed
 // request goes to the sign-out page, which asks. A hint alone ends nothing: who
 // has seen a token may not sign its owner out. ErrInvalidClient when hint, client
-// and redirect URI do not belong together.
+// and redirect URI do not belong together, or state is too long.
 func (s *Service) Logout(ctx context.Context, cookie, hint, clientID, redirectURI, state string) (r LogoutRequest, sealed string, done bool, err error) {
 	var claims idClaims
 	if hint != "" {
@@ -43,10 +43,13 @@ func (s *Service) Logout(ctx context.Context, cookie, hint, clientID, redirectUR
 	} else if redirectURI != "" {
 		return r, "", false, fmt.Errorf("%w: post_logout_redirect_uri needs id_token_hint or client_id", ErrInvalidClient)
 	}
+	if len(state) > MaxState {
+		return r, "", false, fmt.Errorf("%w: state is too long", ErrInvalidClient)
+	}
 	if r.RedirectURI != "" {
 		r.RedirectURI = RedirectWith(r.RedirectURI, url.Values{"state": {state}})
 	}
-	if sess, err := s.Browser(ctx, cookie); err == nil && hint != "" && claims.SessionID == sess.ID {
+	if sess, err := s.browser(ctx, cookie); err == nil && hint != "" && claims.SessionID == sess.ID {
 		return r, "", true, s.endSession(ctx, sess, "signed out at "+clientID)
 	}
 	r.Issued = s.Now().UTC()

@@ -35,7 +35,7 @@ func serverSecret(ctx context.Context, st store.Store) ([]byte, error) {
 			return nil, err
 		}
 		_, err = st.Txn(ctx, []store.Cond{{Key: serverSecretKey}}, []store.Op{{Key: serverSecretKey, Value: randomBytes(32)}})
-		if err != nil && !errors.Is(err, store.ErrConflict) {
+		if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
 			return nil, err
 		}
 	}
@@ -73,7 +73,7 @@ func (s *sealer) seal(purpose string, v any) (string, error) {
 // open reads into v what seal made for the same purpose. Any failure is
 // errSealed: nothing says which part was wrong.
 func (s *sealer) open(purpose, sealed string, v any) error {
-	if len(sealed) > 16<<10 {
+	if len(sealed) > maxSealed {
 		return errSealed
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
@@ -90,6 +90,10 @@ func (s *sealer) open(purpose, sealed string, v any) error {
 	}
 	return nil
 }
+
+// maxSealed bounds what is opened. The longest is an authorization request whose
+// every character takes six in JSON.
+const maxSealed = 64 << 10
 
 var errSealed = errors.New("not sealed by this server")
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -71,8 +72,8 @@ const (
 )
 
 const (
-	maxFamilies = 32               // in one session; the one used longest ago makes room
-	touchEvery  = 10 * time.Minute // how exact LastUsed is for browsers
+	maxFamilies = 32              // in one session; the one used longest ago makes room
+	readEvery   = 5 * time.Minute // how old a browser's rights may be, and how exact LastUsed is
 )
 
 func sessionKey(sid string) string { return "session/" + sid }
@@ -92,7 +93,10 @@ func (s *Service) startSession(ctx context.Context, p directory.Person, dirGroup
 func (sess *Session) take(p directory.Person, dirGroups []string, now time.Time) {
 	sess.Sub, sess.Directory, sess.PersonID = p.Sub(), p.Directory, p.ID
 	sess.Username, sess.Name, sess.Email = p.Username, p.Name, p.Email
-	sess.PasswordChanged, sess.Groups, sess.ReadAt, sess.stale = p.PasswordChanged, dirGroups, now.UTC(), false
+	sess.Groups, sess.ReadAt, sess.stale = dirGroups, now.UTC(), false
+	if p.PasswordChanged.After(sess.PasswordChanged) { // a replica may be behind
+		sess.PasswordChanged = p.PasswordChanged
+	}
 }
 
 // expires is when the last right in the session ends by itself.
@@ -121,6 +125,12 @@ func sessionEnd(limits SessionConfig, authTime, lastUsed time.Time) time.Time {
 		return idle
 	}
 	return end
+}
+
+// tooOld reports whether the sign-in is older than c's cluster lets one be. A
+// browser's session may live longer than that.
+func (s *Service) tooOld(sess *Session, c *Client) bool {
+	return !s.Now().Before(sess.AuthTime.Add(c.sessions.MaxLifetime))
 }
 
 // op is the write that keeps sess.
@@ -181,8 +191,29 @@ func (sess *Session) giveCookie() string {
 	return sess.ID + "." + secret
 }
 
-// Browser returns the session that a browser's cookie stands for, or ErrNoSession.
+// Browser returns the session that a browser's cookie stands for, with the directory
+// asked anew when it was last asked too long ago. ErrNoSession, also when that ended
+// it; ErrUnavailable; ErrNoAccess.
 func (s *Service) Browser(ctx context.Context, cookie string) (*Session, error) {
+	sess, err := s.browser(ctx, cookie)
+	if err != nil || s.Now().Sub(sess.ReadAt) <= readEvery {
+		return sess, err
+	}
+	take, err := s.reread(ctx, sess)
+	if err != nil {
+		return nil, err
+	}
+	take(sess)
+	sess.LastUsed = s.Now().UTC()
+	// Losing the write to another one is as good as winning it.
+	if err := s.putSession(ctx, sess); err != nil && !errors.Is(err, store.ErrConflict) {
+		s.Log.WithError(err).WithField("sid", sess.ID).Warn("a browser's last use was not written")
+	}
+	return sess, nil
+}
+
+// browser is Browser without a word from the directory.
+func (s *Service) browser(ctx context.Context, cookie string) (*Session, error) {
 	sid, secret, ok := splitToken(cookie)
 	if !ok {
 		return nil, ErrNoSession
@@ -191,32 +222,15 @@ func (s *Service) Browser(ctx context.Context, cookie string) (*Session, error) 
 	if err != nil {
 		return nil, err
 	}
-	now := s.Now()
-	if !isSecret(secret, sess.CookieHash) || !now.Before(sessionEnd(s.cfg.Sessions, sess.AuthTime, sess.LastUsed)) {
+	if !isSecret(secret, sess.CookieHash) || !s.Now().Before(sessionEnd(s.cfg.Sessions, sess.AuthTime, sess.LastUsed)) {
 		return nil, ErrNoSession
-	}
-	if now.Sub(sess.LastUsed) > touchEvery {
-		s.touch(ctx, sess)
 	}
 	return sess, nil
 }
 
-// touch notes that a browser used the session. Losing the write to another one is
-// as good as winning it.
-func (s *Service) touch(ctx context.Context, sess *Session) {
-	sess.LastUsed = s.Now().UTC()
-	op, err := s.op(sess)
-	if err == nil {
-		sess.revision, err = s.Store.Txn(ctx, []store.Cond{sess.cond()}, []store.Op{op})
-	}
-	if err != nil && !errors.Is(err, store.ErrConflict) {
-		s.Log.WithError(err).Warn("session: last use not written")
-	}
-}
-
 // EndBrowser ends the session of a browser's cookie; ending none is no error.
 func (s *Service) EndBrowser(ctx context.Context, cookie string) error {
-	sess, err := s.Browser(ctx, cookie)
+	sess, err := s.browser(ctx, cookie)
 	if errors.Is(err, ErrNoSession) {
 		return nil
 	}
@@ -235,11 +249,40 @@ func (s *Service) Actor(sess *Session) (groups.Actor, error) {
 	return groups.Actor{Sub: sess.Sub, Name: sess.Username, Groups: all}, nil
 }
 
-// addFamily begins a family for a client and returns its id and its first refresh
-// token, "" without refresh.
-func (s *Service) addFamily(sess *Session, c *Client, refresh bool) (id, token string) {
+// seed is what a family begins with. It is drawn once for a request, so that a write
+// whose outcome was unknown is known again by it.
+type seed struct{ id, secret string }
+
+func newSeed() seed { return seed{encode(randomBytes(6)), encode(randomBytes(32))} }
+
+// addFamily begins a family for a client and returns its first refresh token, ""
+// without refresh.
+func (s *Service) addFamily(sess *Session, c *Client, from seed, refresh bool) string {
 	now := s.Now().UTC()
-	if len(sess.Families) >= maxFamilies {
+	s.makeRoom(sess)
+	f := family{Client: c.ID, Refresh: refresh, Created: now, LastUsed: now}
+	token := ""
+	if refresh {
+		f.Hash = hashSecret(from.secret)
+		token = refreshToken{sess.ID, from.id, 0, from.secret}.String()
+	}
+	if sess.Families == nil {
+		sess.Families = map[string]family{}
+	}
+	sess.Families[from.id] = f
+	return token
+}
+
+// makeRoom drops the families that are over, and of too many the one used longest ago.
+func (s *Service) makeRoom(sess *Session) {
+	maps.DeleteFunc(sess.Families, func(_ string, f family) bool {
+		end := s.familyEnd(sess, f)
+		if !f.Refresh { // it has nothing but one access token
+			end = f.Created.Add(s.cfg.LongestToken())
+		}
+		return !s.Now().Before(end)
+	})
+	for len(sess.Families) >= maxFamilies {
 		oldest := ""
 		for id, f := range sess.Families {
 			if oldest == "" || f.LastUsed.Before(sess.Families[oldest].LastUsed) {
@@ -248,18 +291,6 @@ func (s *Service) addFamily(sess *Session, c *Client, refresh bool) (id, token s
 		}
 		delete(sess.Families, oldest)
 	}
-	f := family{Client: c.ID, Refresh: refresh, Created: now, LastUsed: now}
-	id = encode(randomBytes(6))
-	if refresh {
-		secret := encode(randomBytes(32))
-		f.Hash = hashSecret(secret)
-		token = refreshToken{sess.ID, id, 0, secret}.String()
-	}
-	if sess.Families == nil {
-		sess.Families = map[string]family{}
-	}
-	sess.Families[id] = f
-	return id, token
 }
 
 // refreshToken is "sid.family.generation.secret".

@@ -24,7 +24,8 @@ type SignedIn struct {
 	Redirect string // to the client with a code; "" without a request
 }
 
-// loginBudget bounds all that a directory does for one sign-in or refresh.
+// loginBudget bounds what directories do to find a person, and again what one does
+// to let them in or to tell about them for a refresh.
 const loginBudget = 5 * time.Second
 
 // SignIn checks c and starts a session; with req it also issues a code for its
@@ -73,14 +74,19 @@ func (s *Service) putSession(ctx context.Context, sess *Session) error {
 
 // recordFailure leaves the failed sign-in in the trail. What was typed as login
 // may be a password in the wrong field, so it stands there only if a person of
-// that name was found.
+// that name was found. The reason is in fixed words: the directory's own may hold
+// what was typed.
 func (s *Service) recordFailure(ctx context.Context, c Credentials, p directory.Person, cause error) error {
-	e := audit.Event{Act: "login", Outcome: audit.Denied, Reason: cause.Error(), Name: p.Username}
+	e := audit.Event{Act: "login", Outcome: audit.Denied, Reason: ErrCredentials.Error(), Name: p.Username}
 	if p.ID != "" {
 		e.Who = p.Sub()
 	}
-	if errors.Is(cause, ErrUnavailable) {
-		e.Outcome = audit.Failed
+	var account *directory.AccountError
+	switch {
+	case errors.Is(cause, ErrUnavailable):
+		e.Outcome, e.Reason = audit.Failed, ErrUnavailable.Error()
+	case errors.As(cause, &account):
+		e.Reason = account.Error()
 	}
 	return s.record(ctx, e, nil)
 }
@@ -88,8 +94,6 @@ func (s *Service) recordFailure(ctx context.Context, c Credentials, p directory.
 // authenticate finds the person, binds as them, and reads their groups. The
 // directory does the same work for an unknown login as for a wrong password.
 func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Person, []string, error) {
-	ctx, cancel := context.WithTimeout(ctx, loginBudget)
-	defer cancel()
 	if strings.TrimSpace(c.Login) == "" || c.Password == "" || len(c.Login) > 256 || len(c.Password) > 1024 {
 		return directory.Person{}, nil, ErrCredentials
 	}
@@ -97,6 +101,8 @@ func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Pe
 	if err != nil {
 		return p, nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, loginBudget)
+	defer cancel()
 	dn := p.DN
 	if p.ID == "" {
 		dn = d.DummyDN()
@@ -120,7 +126,7 @@ func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Pe
 // work of a bind in.
 //
 // While a directory does not answer, people found in another one still get in:
-// usernames of different directories cannot collide.
+// usernames of different directories cannot collide. Each has its share of the time.
 func (s *Service) find(ctx context.Context, c Credentials) (Directory, directory.Person, error) {
 	var in []Directory
 	var found directory.Person
@@ -129,13 +135,16 @@ func (s *Service) find(ctx context.Context, c Credentials) (Directory, directory
 		if c.Directory != "" && c.Directory != d.Name() {
 			continue
 		}
+		ctx, cancel := context.WithTimeout(ctx, loginBudget/time.Duration(len(s.Directories)))
 		p, err := d.Find(ctx, c.Login)
+		cancel()
 		switch {
 		case err == nil:
 			in, found = append(in, d), p
 		case errors.Is(err, directory.ErrNotFound):
-		case errors.Is(err, directory.ErrAmbiguous):
-			s.Log.WithError(err).WithField("directory", d.Name()).Warn("sign-in refused: the login is not unique in the directory")
+		case errors.Is(err, directory.ErrAmbiguous), errors.Is(err, directory.ErrUnusable):
+			// To whoever types, as good as unknown: they have not shown a password.
+			s.Log.WithError(err).WithField("directory", d.Name()).Warn("sign-in refused: put the person's entry right")
 		default:
 			down = fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
@@ -227,13 +236,19 @@ func outage(err error) error {
 // reread asks the directory about the session's person and returns what to put
 // into the session (which may have to be read again after a conflict).
 // ErrNoSession says that the session was ended: the person is gone, may not sign in
-// any more, or has a new password. ErrUnavailable leaves it as it is, unless the
-// directory's outage policy lets it go on from what was last known.
+// any more, or has a new password. ErrNoAccess and ErrUnavailable leave it as it is,
+// but for an outage whose policy lets it go on from what was last known.
 func (s *Service) reread(ctx context.Context, sess *Session) (func(*Session), error) {
 	dirCtx, cancel := context.WithTimeout(ctx, loginBudget)
 	defer cancel()
 	d := s.directoryNamed(sess.Directory)
 	p, err := d.Lookup(dirCtx, sess.PersonID)
+	switch {
+	case errors.Is(err, directory.ErrNotFound):
+		return nil, s.endAs(ctx, sess, "no longer in the directory")
+	case errors.Is(err, directory.ErrUnusable), errors.Is(err, directory.ErrAmbiguous):
+		return nil, fmt.Errorf("%w: %w", ErrNoAccess, err)
+	}
 	var dirGroups []string
 	if err == nil {
 		if why := refusal(sess, p); why != "" {
@@ -242,16 +257,11 @@ func (s *Service) reread(ctx context.Context, sess *Session) (func(*Session), er
 		dirGroups, err = s.directoryGroups(dirCtx, d, p)
 	}
 	now := s.Now()
-	var account *directory.AccountError
-	switch {
-	case err == nil:
+	if err == nil {
 		return func(sess *Session) { sess.take(p, dirGroups, now) }, nil
-	case errors.Is(err, directory.ErrNotFound):
-		return nil, s.endAs(ctx, sess, "no longer in the directory")
-	case errors.As(err, &account):
-		return nil, s.endAs(ctx, sess, err.Error())
 	}
-	if known := s.cfg.Outage[sess.Directory]; known > 0 && now.Sub(sess.ReadAt) <= known {
+	silent := errors.Is(err, directory.ErrUnavailable) || errors.Is(err, context.DeadlineExceeded)
+	if known := s.cfg.Outage[sess.Directory]; silent && known > 0 && now.Sub(sess.ReadAt) <= known {
 		s.Log.WithError(err).WithField("sid", sess.ID).Warn("directory does not answer: the session goes on from what was last known")
 		return func(sess *Session) { sess.stale = true }, nil
 	}
@@ -263,7 +273,7 @@ func refusal(sess *Session, p directory.Person) string {
 	if p.State != directory.Active {
 		return (&directory.AccountError{State: p.State}).Error()
 	}
-	if !sess.PasswordChanged.IsZero() && !p.PasswordChanged.Equal(sess.PasswordChanged) {
+	if !sess.PasswordChanged.IsZero() && p.PasswordChanged.After(sess.PasswordChanged) {
 		return "password changed since sign-in"
 	}
 	return ""

@@ -20,11 +20,12 @@ type Tokens struct {
 	Expires      time.Time
 }
 
-// maxTries bounds how often a write that met another one is tried again.
-const maxTries = 16
+// maxTries bounds how often a write that met another one is tried again. In a round
+// of writers one gets through, so it is more than one browser has tabs.
+const maxTries = 100
 
 // errBusy says that maxTries other writers came first.
-var errBusy = errors.New("too many writers at once")
+var errBusy = fmt.Errorf("too many writers at once: %w", store.ErrConflict)
 
 // Redeem turns a code into tokens (RFC 6749 section 4.1.3). A wrong client, redirect
 // URI or verifier neither uses the code up nor revokes anything; a second redemption
@@ -34,7 +35,7 @@ func (s *Service) Redeem(ctx context.Context, c *Client, rawCode, redirectURI, v
 	if !ok {
 		return Tokens{}, ErrInvalidGrant
 	}
-	mine := "" // the family of a try whose outcome was unknown
+	mine := newSeed()
 	for range maxTries {
 		rec, revision, err := s.code(ctx, id)
 		if err != nil {
@@ -47,25 +48,25 @@ func (s *Service) Redeem(ctx context.Context, c *Client, rawCode, redirectURI, v
 		if err != nil {
 			return Tokens{}, grantError(err)
 		}
-		if rec.Used != "" && rec.Used != mine {
+		if rec.Used != "" && rec.Used != mine.id {
 			return Tokens{}, s.replayed(ctx, sess, c, "code used twice")
 		}
-		if !s.Now().Before(rec.Expires) {
+		if rec.Used == "" && !s.Now().Before(rec.Expires) {
 			return Tokens{}, fmt.Errorf("%w: code is too old", ErrInvalidGrant)
 		}
-		t, err := s.prepare(sess, c, c.ID, rec.Nonce)
+		t, err := s.prepare(sess, c, grant{azp: c.ID, nonce: rec.Nonce})
 		if err != nil {
-			return Tokens{}, err
+			return Tokens{}, s.denied(ctx, sess, c, err)
 		}
-		fam, refresh := s.addFamily(sess, c, rec.Offline)
-		rec.Used = fam
-		err = s.writeWith(ctx, sess, "code/"+id, revision, rec, s.Now().Add(codeMemory))
+		refresh := s.addFamily(sess, c, mine, rec.Offline)
+		if rec.Used == "" { // else a write of ours whose outcome was unknown
+			rec.Used = mine.id
+			err = s.writeWith(ctx, sess, "code/"+id, revision, rec, s.Now().Add(codeMemory))
+		}
 		switch {
 		case err == nil:
-			return s.finish(ctx, sess, c, t, fam, refresh)
-		case errors.Is(err, store.ErrUnknown):
-			mine = fam
-		case !errors.Is(err, store.ErrConflict):
+			return s.finish(ctx, sess, c, t, mine.id, refresh)
+		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
 			return Tokens{}, err
 		}
 	}
@@ -114,6 +115,15 @@ func (s *Service) replayed(ctx context.Context, sess *Session, c *Client, what s
 		return err
 	}
 	return fmt.Errorf("%w: %s: session ended", ErrInvalidGrant, what)
+}
+
+// denied leaves in the trail that a rule gave sess no token for c, and returns err.
+func (s *Service) denied(ctx context.Context, sess *Session, c *Client, err error) error {
+	if !errors.Is(err, ErrNoAccess) {
+		return err
+	}
+	e := audit.Event{Act: "token.issue", Outcome: audit.Denied, Reason: err.Error(), Client: c.ID, Cluster: c.Cluster}
+	return errors.Join(err, s.record(ctx, e, sess))
 }
 
 // grantError turns a session that is gone into a grant that is not good.
@@ -169,9 +179,9 @@ func (s *Service) Refresh(ctx context.Context, c *Client, raw string) (Tokens, e
 			}
 		}
 		take(sess)
-		token, err := s.prepare(sess, c, c.ID, "")
+		token, err := s.prepare(sess, c, grant{azp: c.ID})
 		if err != nil {
-			return Tokens{}, err
+			return Tokens{}, s.denied(ctx, sess, c, err)
 		}
 		next := s.successor(t)
 		if is == current {
@@ -212,7 +222,8 @@ func (s *Service) judge(ctx context.Context, c *Client, t refreshToken) (*Sessio
 // Exchange gives a client that holds an id_token one for another audience, from the
 // same session and checked as a sign-in would be (RFC 8693). The built-in client
 // may ask for every cluster; any other only within its own cluster, because the API
-// servers of a cluster see its tokens and must not reach further with them.
+// servers of a cluster see its tokens and must not reach further with them. Nor
+// longer: a token that could be exchanged again ends with the one it was made from.
 // ErrInvalidGrant, ErrInvalidTarget, ErrNoAccess, ErrUnavailable.
 func (s *Service) Exchange(ctx context.Context, c *Client, subjectToken, audience string) (Tokens, error) {
 	claims, err := s.verify(subjectToken)
@@ -238,9 +249,13 @@ func (s *Service) Exchange(ctx context.Context, c *Client, subjectToken, audienc
 		return Tokens{}, grantError(err)
 	}
 	take(sess)
-	t, err := s.prepare(sess, target, c.ID, "")
+	g := grant{azp: c.ID}
+	if slices.Contains(target.Audience, c.ID) {
+		g.until = time.Unix(claims.Expires, 0)
+	}
+	t, err := s.prepare(sess, target, g)
 	if err != nil {
-		return Tokens{}, err
+		return Tokens{}, s.denied(ctx, sess, target, err)
 	}
 	raw, err := s.sign(ctx, sess, target, t)
 	return Tokens{IDToken: raw, Expires: t.expires}, err

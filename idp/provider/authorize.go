@@ -53,8 +53,12 @@ func (s *server) Authorize(ctx context.Context, r *op.ClientRequest[oidc.AuthReq
 	}
 	if err != nil {
 		code, description := s.authError(ctx, err)
+		state := form.Get("state")
+		if len(state) > idp.MaxState {
+			state = "" // the error says so, and a header has to stay one
+		}
 		return op.NewRedirect(idp.RedirectWith(form.Get("redirect_uri"), url.Values{
-			"error": {code}, "error_description": {description}, "state": {form.Get("state")}, "iss": {s.svc.Issuer()},
+			"error": {code}, "error_description": {description}, "state": {state}, "iss": {s.svc.Issuer()},
 		})), nil
 	}
 	if a.Redirect != "" {
@@ -109,7 +113,7 @@ func (s *server) authError(ctx context.Context, err error) (code, description st
 		return asked.Code, asked.Description
 	}
 	f := s.classify(ctx, err)
-	return f.code, f.words
+	return f.code, withID(ctx, f.words)
 }
 
 // EndSession implements op.Server (OpenID Connect RP-Initiated Logout 1.0).

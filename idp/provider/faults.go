@@ -12,6 +12,7 @@ import (
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/store"
 )
 
 // faultKind is what a client is told of an error: a code of its RFC, a status, and
@@ -39,6 +40,8 @@ var faults = []faultKind{
 	{idp.ErrTooMany, "slow_down", http.StatusTooManyRequests, "too many requests from this address; try later"},
 	{idp.ErrTooLarge, "invalid_request", http.StatusBadRequest, "the token would be too large; the cluster's groups have to be narrowed"},
 	{idp.ErrNoSession, "login_required", http.StatusBadRequest, "the session has ended; sign in again"},
+	{store.ErrConflict, "temporarily_unavailable", http.StatusServiceUnavailable, "too much at once; try again"},
+	{store.ErrUnknown, "temporarily_unavailable", http.StatusServiceUnavailable, "the store does not answer; try again"},
 	{context.DeadlineExceeded, "temporarily_unavailable", http.StatusServiceUnavailable, "that took too long; try again"},
 	{context.Canceled, "temporarily_unavailable", http.StatusServiceUnavailable, "the request was given up"},
 }
@@ -56,8 +59,7 @@ func kindOf(err error) faultKind {
 	return faultKind{code: "server_error", status: http.StatusInternalServerError, words: "something went wrong here"}
 }
 
-// classify logs the cause and returns what the client is told, with the id that
-// finds the cause in the log.
+// classify logs the cause and returns what the client is told.
 func (s *server) classify(ctx context.Context, err error) faultKind {
 	k := kindOf(err)
 	id := audit.OriginOf(ctx).RequestID
@@ -66,9 +68,6 @@ func (s *server) classify(ctx context.Context, err error) faultKind {
 		log.Error("request failed")
 	} else {
 		log.Info("request refused")
-	}
-	if id != "" {
-		k.words += " (request " + id + ")"
 	}
 	return k
 }

@@ -5,7 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"fmt"
+	"errors"
 	"net/http"
 	"net/url"
 	"runtime/debug"
@@ -92,16 +92,16 @@ func guard(next http.Handler, cfg Config) http.Handler {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		if !slices.Contains(rt.methods, r.Method) {
 			w.Header().Set("Allow", strings.Join(rt.methods, ", "))
-			refuse(w, r, rt, cfg, http.StatusMethodNotAllowed, "invalid_request", "use "+strings.Join(rt.methods, " or "))
+			refuse(w, r, rt, cfg, http.StatusMethodNotAllowed, "invalid_request", mistake(rt, "use "+strings.Join(rt.methods, " or ")))
 			return
 		}
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
-		if len(rt.methods) == 1 && r.Method == http.MethodPost {
-			r.URL.RawQuery = "" // parameters of a POST stand in its body: URLs end up in logs
+		if !rt.page {
+			r.URL.RawQuery = "" // secrets and tokens stand in the body or a header: URLs end up in logs
 		}
 		form, err := parse(r)
 		if err != nil {
-			refuse(w, r, rt, cfg, http.StatusBadRequest, "invalid_request", err.Error())
+			refuse(w, r, rt, cfg, http.StatusBadRequest, "invalid_request", mistake(rt, err.Error()))
 			return
 		}
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, request{form, r.Cookies()}))
@@ -113,11 +113,11 @@ func guard(next http.Handler, cfg Config) http.Handler {
 // 3.1); audience and resource may (RFC 8693 section 2.1).
 func parse(r *http.Request) (url.Values, error) {
 	if err := r.ParseForm(); err != nil {
-		return nil, fmt.Errorf("the parameters could not be read")
+		return nil, errors.New("the parameters could not be read")
 	}
 	for name, values := range r.Form {
 		if len(values) > 1 && name != "audience" && name != "resource" {
-			return nil, fmt.Errorf("a parameter was sent twice")
+			return nil, errors.New("a parameter was sent twice")
 		}
 	}
 	return r.Form, nil
@@ -139,35 +139,58 @@ func serve(w http.ResponseWriter, r *http.Request, rt route, next http.Handler, 
 		r.Form, r.PostForm = url.Values{}, url.Values{}
 	}
 	next.ServeHTTP(out, r)
-	if rt.page && out.status >= 400 {
+	if out.status >= 400 {
 		var e struct {
-			Description string `json:"error_description"`
+			Code  string `json:"error"`
+			Words string `json:"error_description"`
 		}
-		_ = json.Unmarshal(out.body.Bytes(), &e) // an empty description still makes a page
-		cfg.ErrorPage(w, r, out.status, "This request cannot be answered", e.Description)
+		if json.Unmarshal(out.body.Bytes(), &e) != nil { // the library's router, not one of its endpoints
+			e.Code, e.Words = "invalid_request", "there is nothing here"
+		}
+		if e.Code == "invalid_client" { // the library's own refusals come as 400
+			out.status = http.StatusUnauthorized
+		}
+		refuse(w, r, rt, cfg, out.status, e.Code, e.Words)
 		return
-	}
-	switch {
-	case out.status == http.StatusUnauthorized && r.URL.Path == "/userinfo":
-		w.Header().Set("WWW-Authenticate", `Bearer realm="tabard", error="invalid_token"`)
-	case out.status == http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", `Basic realm="tabard"`)
-	case out.status == http.StatusServiceUnavailable:
-		w.Header().Set("Retry-After", "5")
 	}
 	w.WriteHeader(cmp.Or(out.status, http.StatusOK))
 	_, _ = w.Write(out.body.Bytes()) // the client may have gone
 }
 
-// refuse answers in the way of the route: a page or an OAuth 2.0 error.
-func refuse(w http.ResponseWriter, r *http.Request, rt route, cfg Config, status int, code, words string) {
+// mistake is words for a fault of the client: a person did not send the request.
+func mistake(rt route, words string) string {
 	if rt.page {
-		cfg.ErrorPage(w, r, status, "This request cannot be answered", "The program that sent you here made a mistake: "+words+".")
+		return "The program that sent you here made a mistake: " + words + "."
+	}
+	return words
+}
+
+// refuse answers in the way of the route: a page or an OAuth 2.0 error, with the
+// request's id, by which the log tells the cause.
+func refuse(w http.ResponseWriter, r *http.Request, rt route, cfg Config, status int, code, words string) {
+	switch {
+	case status == http.StatusUnauthorized && r.URL.Path == "/userinfo":
+		w.Header().Set("WWW-Authenticate", `Bearer realm="tabard", error="invalid_token"`)
+	case status == http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Basic realm="tabard"`)
+	case status == http.StatusServiceUnavailable:
+		w.Header().Set("Retry-After", "5")
+	}
+	if rt.page {
+		cfg.ErrorPage(w, r, status, "This request cannot be answered", words)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(map[string]string{"error": code, "error_description": words})
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": code, "error_description": withID(r.Context(), words)})
+}
+
+// withID adds the request's id to what a client is told.
+func withID(ctx context.Context, words string) string {
+	if id := audit.OriginOf(ctx).RequestID; id != "" {
+		return words + " (request " + id + ")"
+	}
+	return words
 }
 
 // recorder keeps the library's answer until it is complete. Its headers go straight

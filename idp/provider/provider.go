@@ -5,6 +5,7 @@ package provider
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -116,14 +117,29 @@ func (s *server) Keys(context.Context, *op.Request[struct{}]) (*op.Response, err
 // VerifyClient implements op.Server: a confidential client proves itself by its
 // secret, a public one has none.
 func (s *server) VerifyClient(ctx context.Context, r *op.Request[op.ClientCredentials]) (op.Client, error) {
-	if r.Data.ClientAssertion != "" {
-		return nil, s.fault(ctx, idp.ErrInvalidClient)
+	c, err := s.authenticate(ctx, r.Header, *r.Data)
+	if err != nil {
+		return nil, err
 	}
-	c, err := s.svc.AuthenticateClient(r.Data.ClientID, r.Data.ClientSecret)
+	return client{c}, nil
+}
+
+// authenticate checks a client's credentials. The library lets pass a header and a
+// body that name different clients, or a secret in each (RFC 6749 section 2.3).
+func (s *server) authenticate(ctx context.Context, header http.Header, cc op.ClientCredentials) (*idp.Client, error) {
+	form := formOf(ctx)
+	if _, _, basic := (&http.Request{Header: header}).BasicAuth(); basic &&
+		(form.Has("client_secret") || form.Has("client_id") && form.Get("client_id") != cc.ClientID) {
+		return nil, oidc.ErrInvalidRequest().WithDescription("client authentication must not use more than one method")
+	}
+	c, err := s.svc.AuthenticateClient(cc.ClientID, cc.ClientSecret)
+	if err == nil && cc.ClientAssertion != "" {
+		err = fmt.Errorf("%w: client assertions are not supported", idp.ErrInvalidClient)
+	}
 	if err != nil {
 		return nil, s.fault(ctx, err)
 	}
-	return client{c}, nil
+	return c, nil
 }
 
 // CodeExchange implements op.Server (RFC 6749 section 4.1.3).
@@ -150,12 +166,12 @@ func (s *server) tokens(ctx context.Context, t idp.Tokens, err error) (*op.Respo
 	}
 	return op.NewResponse(oidc.AccessTokenResponse{
 		AccessToken: t.AccessToken, TokenType: oidc.BearerToken, RefreshToken: t.RefreshToken,
-		ExpiresIn: lifeLeft(t.Expires), IDToken: t.IDToken,
+		ExpiresIn: s.lifeLeft(t.Expires), IDToken: t.IDToken,
 	}), nil
 }
 
-func lifeLeft(expires time.Time) uint64 {
-	return uint64(max(time.Until(expires), time.Second) / time.Second)
+func (s *server) lifeLeft(expires time.Time) uint64 {
+	return uint64(max(expires.Sub(s.svc.Now()), time.Second) / time.Second)
 }
 
 // TokenExchange implements op.Server (RFC 8693): an id_token for another audience.
@@ -177,7 +193,7 @@ func (s *server) TokenExchange(ctx context.Context, r *op.ClientRequest[oidc.Tok
 	}
 	// N_A because the token is for an API server, not a way into this one.
 	return op.NewResponse(oidc.TokenExchangeResponse{
-		AccessToken: t.IDToken, IssuedTokenType: oidc.IDTokenType, TokenType: "N_A", ExpiresIn: lifeLeft(t.Expires),
+		AccessToken: t.IDToken, IssuedTokenType: oidc.IDTokenType, TokenType: "N_A", ExpiresIn: s.lifeLeft(t.Expires),
 	}), nil
 }
 
@@ -219,13 +235,12 @@ type introspection struct {
 
 // Introspect implements op.Server (RFC 7662), for confidential clients alone.
 func (s *server) Introspect(ctx context.Context, r *op.Request[op.IntrospectionRequest]) (*op.Response, error) {
-	cc := r.Data.ClientCredentials
-	c, err := s.svc.AuthenticateClient(cc.ClientID, cc.ClientSecret)
-	if err == nil && (c.Public || cc.ClientAssertion != "") {
-		err = idp.ErrInvalidClient
-	}
+	c, err := s.authenticate(ctx, r.Header, *r.Data.ClientCredentials)
 	if err != nil {
-		return nil, s.fault(ctx, err)
+		return nil, err
+	}
+	if c.Public {
+		return nil, s.fault(ctx, idp.ErrInvalidClient)
 	}
 	in, err := s.svc.Introspect(ctx, c, r.Data.Token)
 	if err != nil {
