@@ -51,7 +51,14 @@ func forge(l [][]byte, i int) {
 	l[i], _ = appendLine(nil, tail{r.seq - 1, r.prev}, time.Unix(0, 0).UTC(), []byte(`{"act":"forged","outcome":"done"}`))
 }
 
-func TestVerifyFindsTampering(t *testing.T) {
+// tampering is a change to the files of trail, and where Verify must see it.
+type tampering struct {
+	name       string
+	tamper     func(*testing.T, []string)
+	file, line int // where Verify sees it
+}
+
+func tamperings() []tampering {
 	replace := func(file, line int, old, new string) func(*testing.T, []string) {
 		return func(t *testing.T, f []string) {
 			l := linesOf(t, f[file])
@@ -66,11 +73,7 @@ func TestVerifyFindsTampering(t *testing.T) {
 	edit := func(file int, change func(l [][]byte) [][]byte) func(*testing.T, []string) {
 		return func(t *testing.T, f []string) { rewrite(t, f[file], change(linesOf(t, f[file]))...) }
 	}
-	for _, c := range []struct {
-		name       string
-		tamper     func(*testing.T, []string)
-		file, line int // where Verify sees it
-	}{
+	return []tampering{
 		{"a word", replace(1, 2, "act7", "act8"), 1, 3},
 		{"a word in the last file", replace(2, 1, "act10", "act11"), 2, 2},
 		{"the time", replace(0, 0, `"time":"2`, `"time":"3`), 0, 1},
@@ -98,7 +101,11 @@ func TestVerifyFindsTampering(t *testing.T) {
 			rewrite(t, f[2], a...)
 		}, 1, 1},
 		{"long line", edit(2, func(l [][]byte) [][]byte { l[1] = bytes.Repeat([]byte("x"), 5<<20); return l }), 2, 2},
-	} {
+	}
+}
+
+func TestVerifyFindsTampering(t *testing.T) {
+	for _, c := range tamperings() {
 		t.Run(c.name, func(t *testing.T) {
 			dir, files := trail(t)
 			mustVerify(t, dir, 1, 12)

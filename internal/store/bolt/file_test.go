@@ -57,8 +57,15 @@ func overwrite(t *testing.T, path string, off int64, n int) {
 	mustClose(t, f)
 }
 
-// TestOpenRefuses checks that each bad file is one clear sentence with what to do.
-func TestOpenRefuses(t *testing.T) {
+// badFile is a store that was spoiled, and what Open must say of it.
+type badFile struct {
+	name  string
+	spoil func(*testing.T, string)
+	want  error
+	says  string
+}
+
+func badFiles() []badFile {
 	truncate := func(n int64) func(*testing.T, string) {
 		return func(t *testing.T, path string) {
 			if err := os.Truncate(path, n); err != nil {
@@ -71,12 +78,7 @@ func TestOpenRefuses(t *testing.T) {
 			edit(t, path, func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Put(key, number(value)) })
 		}
 	}
-	for _, c := range []struct {
-		name  string
-		spoil func(*testing.T, string)
-		want  error
-		says  string
-	}{
+	return []badFile{
 		{"newer", setMeta(formatKey, format+1), store.ErrNewer, "run that version"},
 		{"empty", truncate(0), nil, "restore the last backup"},
 		{"one byte", truncate(1), errDamaged, "restore the last backup"},
@@ -107,7 +109,12 @@ func TestOpenRefuses(t *testing.T) {
 			edit(t, p, func(tx *bbolt.Tx) error { return tx.DeleteBucket(metaBucket) })
 		}, nil, "not a Tabard store"},
 		{"folder", func(t *testing.T, p string) { _ = os.Remove(p); _ = os.Mkdir(p, 0o700) }, nil, "name a file"},
-	} {
+	}
+}
+
+// TestOpenRefuses checks that each bad file is one clear sentence with what to do.
+func TestOpenRefuses(t *testing.T) {
+	for _, c := range badFiles() {
 		t.Run(c.name, func(t *testing.T) {
 			path := filled(t)
 			c.spoil(t, path)
