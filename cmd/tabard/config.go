@@ -105,9 +105,12 @@ func loadConfig(path string) (*Config, error) {
 
 // read returns a file of at most limit bytes and remembers what was in it.
 func (c *Config) read(path string, limit int64) ([]byte, error) {
+	c.files[path] = [sha256.Size]byte{}
+	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
+		return nil, errors.New("is not a regular file") // opening a pipe would wait for its writer
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		c.files[path] = [sha256.Size]byte{}
 		return nil, errors.New(fileTrouble(err))
 	}
 	defer f.Close()

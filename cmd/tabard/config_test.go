@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -141,17 +142,23 @@ func TestSecretFiles(t *testing.T) {
 		{"spaces stay", " pw \n\n", 0o600, " pw \n", ""},
 		{"empty", "\n", 0o600, "", "is empty"},
 		{"too large", strings.Repeat("x", maxSecret+1), 0o600, "", "is larger than 64 KiB: is it the right file?"},
-		{"folder", "", os.ModeDir, "", "cannot be read: is a directory"},
+		{"folder", "", os.ModeDir, "", "is not a regular file"},
+		{"pipe", "", os.ModeNamedPipe, "", "is not a regular file"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			path := writeConfig(t, strings.Replace(minimal, "bindPassword: "+secret, "bindPasswordFile: pw", 1))
 			file := filepath.Join(filepath.Dir(path), "pw")
-			if tc.mode == os.ModeDir {
-				if err := os.Mkdir(file, 0o700); err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				writeFile(t, file, tc.content, tc.mode)
+			var err error
+			switch tc.mode {
+			case os.ModeDir:
+				err = os.Mkdir(file, 0o700)
+			case os.ModeNamedPipe:
+				err = syscall.Mkfifo(file, 0o600)
+			default:
+				err = os.WriteFile(file, []byte(tc.content), tc.mode)
+			}
+			if err != nil {
+				t.Fatal(err)
 			}
 			cfg, err := loadConfig(path)
 			if tc.err != "" {

@@ -33,16 +33,13 @@ type slogHandler struct {
 	prefix string // of groups, "a.b."
 }
 
-var slogLevels = []struct {
-	from slog.Level
-	to   logrus.Level
-}{{slog.LevelError, logrus.ErrorLevel}, {slog.LevelWarn, logrus.WarnLevel}, {slog.LevelInfo, logrus.InfoLevel}}
-
+// toLogrus puts what libraries find worth knowing at debug.
 func toLogrus(l slog.Level) logrus.Level {
-	for _, m := range slogLevels {
-		if l >= m.from {
-			return m.to
-		}
+	switch {
+	case l >= slog.LevelError:
+		return logrus.ErrorLevel
+	case l >= slog.LevelWarn:
+		return logrus.WarnLevel
 	}
 	return logrus.DebugLevel
 }

@@ -9,7 +9,14 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain is the command itself in a process that a test starts with
+// TEST_COMMAND set.
+func TestMain(m *testing.M) {
+	if os.Getenv("TEST_COMMAND") != "" {
+		main()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func parseCert(t testing.TB, path string) *x509.Certificate {
 	t.Helper()

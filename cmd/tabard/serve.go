@@ -116,10 +116,10 @@ func (s *server) run(ctx context.Context, stop func(), listening func(net.Addr))
 	case err = <-failed:
 		err = fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
-		s.log.Info("stopping: requests under way are finished first; a second signal ends at once")
 	}
 	s.stopping.Store(true)
-	stop()
+	stop() // from here on a signal has its usual effect
+	s.log.Info("stopping: requests under way are finished first; a second signal ends at once")
 	for _, l := range listeners {
 		err = errors.Join(err, l.shutdown(s.log))
 	}

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -321,12 +322,8 @@ func TestReload(t *testing.T) {
 // TestGracefulStop holds a sign-in under way, at a directory that does not
 // answer, and stops the server: the person gets their answer.
 func TestGracefulStop(t *testing.T) {
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer silent.Close()
-	s := start(t, served+fmt.Sprintf("directories:\n- {name: corp, type: ldap, urls: [\"ldap://%s\"], insecurePlaintext: true, bindDN: \"cn=t\", bindPassword: p}\n", silent.Addr()))
+	silent, directories := silentDirectory(t)
+	s := start(t, served+directories)
 	arrived := make(chan *http.Response, 1)
 	go func() {
 		resp, err := s.client().PostForm(s.issuer+"/sign-in", url.Values{"username": {"alice"}, "password": {"x"}})
@@ -356,6 +353,92 @@ func TestGracefulStop(t *testing.T) {
 		t.Errorf("exit %d", code)
 	}
 	s.code <- exitDone // for the cleanup
+}
+
+// silentDirectory accepts connections and says nothing.
+func silentDirectory(t *testing.T) (net.Listener, string) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { silent.Close() })
+	return silent, fmt.Sprintf("directories:\n- {name: corp, type: ldap, urls: [\"ldap://%s\"], insecurePlaintext: true, bindDN: \"cn=t\", bindPassword: p}\n", silent.Addr())
+}
+
+// TestSecondSignal: whoever does not want to wait for requests under way ends the
+// process with another signal.
+func TestSecondSignal(t *testing.T) {
+	silent, directories := silentDirectory(t)
+	s := &instance{dir: t.TempDir(), issuer: fmt.Sprintf("https://127.0.0.1:%d/id", testenv.FreePort(t)), log: &logBuffer{more: make(chan struct{})}}
+	s.ca, s.path = testenv.NewCA(t, s.dir), filepath.Join(s.dir, "tabard.yaml")
+	s.certificate(t, "127.0.0.1")
+	s.configure(t, served+directories)
+	cmd := exec.Command(os.Args[0], "serve", "--config", s.path)
+	cmd.Env, cmd.Stderr = append(os.Environ(), "TEST_COMMAND=1"), s.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Process.Kill()
+	s.log.wait(t, `"msg":"serving"`, 1)
+	hung := make(chan error, 1)
+	go func() {
+		resp, err := s.client().PostForm(s.issuer+"/sign-in", url.Values{"username": {"alice"}, "password": {"x"}})
+		if err == nil {
+			resp.Body.Close()
+		}
+		hung <- err
+	}()
+	for range 2 { // the probe and the sign-in
+		conn, err := silent.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	for n, said := range []string{"stopping: ", ""} {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatalf("signal %d: %v", n, err)
+		}
+		if said != "" {
+			s.log.wait(t, said, 1)
+		}
+	}
+	_ = cmd.Wait()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGTERM {
+		t.Errorf("the process ended with %s:\n%s", cmd.ProcessState, s.log)
+	}
+	if err := <-hung; err == nil {
+		t.Error("the request under way was answered, so nothing was cut short")
+	}
+}
+
+// TestReloadUnderLoad: no request fails while configurations change.
+func TestReloadUnderLoad(t *testing.T) {
+	s := start(t, served+deadDirectory)
+	ctx, stop := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			client := s.client()
+			for ctx.Err() == nil {
+				resp, err := client.Get(s.issuer + "/keys")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					t.Errorf("status %d", resp.StatusCode)
+				}
+			}
+		})
+	}
+	for n := range 4 {
+		s.configure(t, served+fmt.Sprintf("brand: B%d\n", n)+deadDirectory)
+		s.log.wait(t, "configuration reloaded", n+1)
+	}
+	stop()
+	wg.Wait()
 }
 
 func TestMetricsListener(t *testing.T) {
@@ -483,7 +566,7 @@ func TestSlogHandler(t *testing.T) {
 	log.SetOutput(buf)
 	log.SetFormatter(&logrus.JSONFormatter{DisableTimestamp: true})
 	l := slog.New(slogHandler{log: log, level: logrus.InfoLevel}).With("a", 1).WithGroup("g")
-	l.Debug("quiet")
+	l.Info("quiet")
 	l.Warn("loud", "b", "x", slog.Any("err", io.EOF))
 	if got, want := buf.String(), `{"a":1,"g.b":"x","g.err":"EOF","level":"warning","msg":"loud"}`+"\n"; got != want {
 		t.Errorf("got %s want %s", got, want)
