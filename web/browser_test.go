@@ -13,18 +13,12 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-// chromium opens a browser on h's sign-in page for a client at redirect.
-func (h *house) chromium(b *testenv.Browser, redirect string) {
+// open shows h's sign-in page for a client at redirect.
+func (h *house) open(b *testenv.Browser, redirect string) {
 	h.t.Helper()
-	sealed, binding := h.authorizeAt(redirect)
+	sealed, binding := h.authorize("kubernetes", redirect)
 	b.Navigate(h.URL + "/start?binding=" + url.QueryEscape(binding) + "&request=" + url.QueryEscape(sealed))
-	b.WaitFor(`document.title.startsWith("Sign in")`)
-}
-
-// authorizeAt is authorize for a redirect URI that no configuration names, like
-// the loopback ones of the plugin.
-func (h *house) authorizeAt(redirect string) (sealed, binding string) {
-	return h.authorize(idp.BuiltinClient, redirect)
+	b.WaitFor(`document.title.startsWith("Sign in to use prod")`)
 }
 
 // start stands in for the provider's /authorize.
@@ -39,8 +33,9 @@ func (h *house) start(next http.Handler) http.Handler {
 	})
 }
 
-// client is an application that waits for its code at an address.
-func client(t *testing.T, address string) *httptest.Server {
+// client starts an application that waits for its code, and returns its redirect
+// URI: the address to listen on may go by another name there.
+func client(t *testing.T, address, host string) string {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
@@ -53,38 +48,35 @@ func client(t *testing.T, address string) *httptest.Server {
 	s.Listener = l
 	s.Start()
 	t.Cleanup(s.Close)
-	return s
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	must(t, err)
+	return "http://" + host + ":" + port + "/callback"
 }
 
 // The policy of the page holds for the redirect after the post too: each kind of
 // address that a client can have must be let through, by Chromium itself.
 func TestChromiumSignsInToEachKindOfClient(t *testing.T) {
-	h := newHouse(t)
+	clients := []string{client(t, "127.0.0.1:0", "localhost"), client(t, "127.0.0.1:0", "127.0.0.1"), client(t, "[::1]:0", "[::1]")}
+	h := newHouse(t, clients...)
 	h.Config.Handler = h.start(h.Config.Handler)
 	b := testenv.Chromium(t)
-	for name, c := range map[string]struct{ listen, host string }{
-		"localhost": {"127.0.0.1:0", "localhost"}, "IPv4": {"127.0.0.1:0", "127.0.0.1"}, "IPv6": {"[::1]:0", "[::1]"},
-	} {
+	for _, redirect := range clients {
 		for _, script := range []bool{true, false} {
-			t.Run(fmt.Sprintf("%s, script %v", name, script), func(t *testing.T) {
-				app := client(t, c.listen)
-				_, port, _ := net.SplitHostPort(app.Listener.Addr().String())
-				b.SetJavaScript(script)
-				h.chromium(b, "http://"+c.host+":"+port+"/callback")
-				b.Type("#username", "alice")
-				b.Type("#password", "wrong")
-				b.Click("button.primary")
-				b.WaitFor(`document.activeElement.getAttribute("role") === "alert"`)
-				if got := b.Eval(`document.getElementById("username").value + "|" + document.getElementById("password").value`); got != "alice|" {
-					t.Errorf("the form holds %v", got)
-				}
-				b.Type("#password", password)
-				b.Click("button.primary")
-				b.WaitFor(`document.title === "client"`)
-				if text := b.Text("body"); !strings.HasPrefix(text, "code ") || text == "code 0" {
-					t.Errorf("the client got %q", text)
-				}
-			})
+			b.SetJavaScript(script)
+			h.open(b, redirect)
+			b.Type("#username", "alice")
+			b.Type("#password", "wrong")
+			b.Click("button.primary")
+			b.WaitFor(`document.activeElement.getAttribute("role") === "alert"`)
+			if got := b.Eval(`document.getElementById("username").value + "|" + document.getElementById("password").value`); got != "alice|" {
+				t.Errorf("%s: the form holds %v", redirect, got)
+			}
+			b.Type("#password", password)
+			b.Click("button.primary")
+			b.WaitFor(`document.title === "client"`)
+			if text := b.Text("body"); !strings.HasPrefix(text, "code ") || text == "code 0" {
+				t.Errorf("%s got %q", redirect, text)
+			}
 		}
 	}
 	for _, e := range b.ConsoleErrors() {

@@ -110,7 +110,8 @@ type house struct {
 
 const redirectURI = "http://localhost:8000"
 
-func newHouse(t *testing.T) *house {
+// newHouse starts one. Cluster prod takes redirectURIs besides its own.
+func newHouse(t *testing.T, redirectURIs ...string) *house {
 	t.Helper()
 	log := logrus.New()
 	log.SetOutput(t.Output())
@@ -120,7 +121,7 @@ func newHouse(t *testing.T) *house {
 	cfg := idp.Config{
 		Issuer: "https://id.corp.example", DirectoryPrefixes: []string{"corp:", "lab:"},
 		Clusters: []idp.ClusterConfig{
-			{Name: "prod", ClientID: "kubernetes", RedirectURIs: []string{redirectURI}},
+			{Name: "prod", ClientID: "kubernetes", RedirectURIs: append(redirectURIs, redirectURI)},
 			{Name: "vault", ClientID: "vault", RedirectURIs: []string{redirectURI}, RequireGroups: []string{"nobody-is-in-this"}},
 		},
 		Clients: []idp.ClientConfig{{ID: "headlamp", Cluster: "prod", Secret: "s3cret", RedirectURIs: []string{"https://headlamp.corp.example/cb"}, PostLogoutRedirectURIs: []string{"https://headlamp.corp.example/bye"}}},
