@@ -30,31 +30,36 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), requestDeadline)
 	defer cancel()
 	rec, start := &recorder{ResponseWriter: w}, time.Now()
-	entry := s.log.WithFields(logrus.Fields{
-		"request": origin.RequestID, "method": clipBytes(r.Method, 16), "path": clipBytes(r.URL.Path, 256), "address": origin.Address,
-	})
-	class := routeClass(strings.TrimPrefix(r.URL.Path, a.base))
+	path := r.URL.Path // as it came: handlers may change r
 	defer func() {
-		s.finish(rec, entry.WithField("ms", time.Since(start).Milliseconds()), class, recover())
+		s.finish(rec, routeClass(strings.TrimPrefix(path, a.base)), recover(), logrus.Fields{
+			"request": origin.RequestID, "address": origin.Address, "method": clipBytes(r.Method, 16),
+			"path": clipBytes(path, 256), "ms": time.Since(start).Milliseconds(),
+		})
 	}()
 	a.handler.ServeHTTP(rec, r.WithContext(ctx))
 }
 
 // finish logs and counts an answer; panicked is what the handler panicked with.
-// Query strings are not logged: they hold codes.
-func (s *server) finish(w *recorder, entry *logrus.Entry, class string, panicked any) {
+// Query strings are not logged: they hold codes. What machines ask for all the
+// time is logged at debug.
+func (s *server) finish(w *recorder, class string, panicked any, fields logrus.Fields) {
 	if panicked != nil && panicked != http.ErrAbortHandler {
-		entry.Errorf("panic: %v\n%s", panicked, debug.Stack())
+		s.log.WithFields(fields).Errorf("panic: %v\n%s", panicked, debug.Stack())
 		if w.status == 0 {
 			http.Error(w, "Something went wrong here. The cause is in the server's log.", http.StatusInternalServerError)
 		}
 	}
 	s.metrics.requests.WithLabelValues(class, strconv.Itoa(w.code())).Inc()
 	level := logrus.InfoLevel
-	if class == "health" {
+	switch class {
+	case "health", "keys", "discovery", "assets":
 		level = logrus.DebugLevel
 	}
-	entry.WithField("status", w.code()).Log(level, "request")
+	if s.log.IsLevelEnabled(level) {
+		fields["status"] = w.code()
+		s.log.WithFields(fields).Log(level, "request")
+	}
 	if panicked == http.ErrAbortHandler {
 		panic(panicked)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -67,6 +68,21 @@ func (h *health) close() {
 	h.done.Wait()
 }
 
+// inherit takes over what old knows of directories that were not probed yet, so
+// that a reload does not make the server look unready.
+func (h *health) inherit(old *health) {
+	old.mu.Lock()
+	known := maps.Clone(old.state)
+	old.mu.Unlock()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, state := range known {
+		if h.state[name] == stateUnknown {
+			h.state[name] = state
+		}
+	}
+}
+
 // watch probes one directory again and again, and logs when its state changes.
 func (h *health) watch(ctx context.Context, d *directory.Directory) {
 	tick := time.NewTicker(probeEvery)
@@ -119,9 +135,7 @@ func (h *health) now(ctx context.Context) readiness {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for name, state := range h.state {
-		r.Directories[name] = state
-	}
+	maps.Copy(r.Directories, h.state)
 	r.Ready = !r.Stopping && r.Store == stateOK && r.Keys == stateOK
 	return r
 }

@@ -75,7 +75,10 @@ func (w *watcher) run(ctx context.Context) {
 			if w.concerns(e.Name) {
 				quiet.Reset(settle)
 			}
-		case err := <-w.notify.Errors:
+		case err, open := <-w.notify.Errors:
+			if !open {
+				return
+			}
 			w.server.log.WithError(err).Warn("a change may have been missed: send SIGHUP after one")
 		case <-quiet.C:
 			if w.changed() {
@@ -133,6 +136,9 @@ func (s *server) swap(next *assembly) {
 	next.users = 1
 	s.mu.Lock()
 	old := s.current
+	if old.health != nil {
+		next.health.inherit(old.health)
+	}
 	s.current = next
 	s.mu.Unlock()
 	s.release(old)

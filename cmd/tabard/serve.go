@@ -46,7 +46,7 @@ func serveCommand() *cobra.Command {
 // server answers requests with the current assembly.
 type server struct {
 	path       string
-	log        logrus.FieldLogger
+	log        *logrus.Logger
 	metrics    *metrics
 	foundation *foundation
 	started    *Config // as of the start: listeners, store and trail are its

@@ -561,6 +561,15 @@ func TestSwap(t *testing.T) {
 	}
 }
 
+func TestReloadKeepsWhatIsKnown(t *testing.T) {
+	old := &health{state: map[string]string{"corp": stateOK, "lab": stateOK, "gone": stateOK}}
+	next := &health{state: map[string]string{"corp": stateUnknown, "lab": stateError, "new": stateUnknown}}
+	next.inherit(old)
+	if got := fmt.Sprint(next.state); got != "map[corp:ok lab:error new:not checked yet]" {
+		t.Error(got)
+	}
+}
+
 func TestSlogHandler(t *testing.T) {
 	log, buf := logrus.New(), &bytes.Buffer{}
 	log.SetOutput(buf)
