@@ -47,7 +47,8 @@ func TestMain(m *testing.M) {
 // server is a running Tabard over one directory.
 type server struct {
 	*testenv.Process
-	t      *testing.T
+	t      testing.TB
+	binary string
 	dir    string // of its files
 	config string
 	issuer string
@@ -103,7 +104,7 @@ tokens: %s
 }
 
 // startTabard starts a directory with the sample people and Tabard over it.
-func startTabard(t *testing.T, o options) *server {
+func startTabard(t testing.TB, o options) *server {
 	t.Helper()
 	slapd := testenv.StartSlapd(t)
 	slapd.AddLDIF(t, testenv.SampleLDIF())
@@ -113,9 +114,9 @@ func startTabard(t *testing.T, o options) *server {
 }
 
 // newServer writes the files of a server that does not run yet.
-func newServer(t *testing.T, slapd *testenv.Slapd, o options) *server {
+func newServer(t testing.TB, slapd *testenv.Slapd, o options) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir(), slapd: slapd}
+	s := &server{t: t, binary: tabard, dir: t.TempDir(), slapd: slapd}
 	s.ca = testenv.NewCA(t, s.dir)
 	s.caFile = s.ca.File
 	certFile, keyFile := s.ca.Issue(t, "localhost")
@@ -138,7 +139,7 @@ func (s *server) write(name, content string) {
 func (s *server) start() {
 	s.t.Helper()
 	s.Process = testenv.Start(s.t, testenv.Command{
-		Name: "tabard", Path: tabard, Args: []string{"serve", "--config", s.config},
+		Name: "tabard", Path: s.binary, Args: []string{"serve", "--config", s.config},
 		Env: []string{"GORACE=halt_on_error=1 exitcode=66"}, ReadyURL: s.issuer + "/readyz", Client: s.client(),
 	})
 }
@@ -180,7 +181,7 @@ type answer struct {
 	body   string
 }
 
-func do(t *testing.T, c *http.Client, req *http.Request) answer {
+func do(t testing.TB, c *http.Client, req *http.Request) answer {
 	t.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
@@ -194,7 +195,7 @@ func do(t *testing.T, c *http.Client, req *http.Request) answer {
 	return answer{resp.StatusCode, resp.Header, b.String()}
 }
 
-func get(t *testing.T, c *http.Client, target string) answer {
+func get(t testing.TB, c *http.Client, target string) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, nil)
 	if err != nil {
@@ -203,7 +204,7 @@ func get(t *testing.T, c *http.Client, target string) answer {
 	return do(t, c, req)
 }
 
-func post(t *testing.T, c *http.Client, target string, form url.Values) answer {
+func post(t testing.TB, c *http.Client, target string, form url.Values) answer {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, target, strings.NewReader(form.Encode()))
 	if err != nil {
@@ -248,7 +249,7 @@ type form struct {
 	title  string
 }
 
-func parseForm(t *testing.T, page string) form {
+func parseForm(t testing.TB, page string) form {
 	t.Helper()
 	doc, err := html.Parse(strings.NewReader(page))
 	if err != nil {

@@ -1,0 +1,269 @@
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/testenv"
+)
+
+// The benchmarks run the binary as it ships, over a real OpenLDAP on loopback, with
+// state durable in bbolt and the audit trail on. 8 workers share two cores with the
+// server and the directory, so the CPU of the server per operation is the figure to
+// compare; operations per second say as much about the client.
+const benchWorkers = 8
+
+// benchServer is a Tabard whose CPU time is counted.
+type benchServer struct {
+	*server
+	b    *testing.B
+	pid  int
+	http *http.Client
+}
+
+// startBench starts Tabard with 20 groups for alice.
+func startBench(b *testing.B, algorithm, scheme string) *benchServer {
+	b.Helper()
+	slapd := testenv.StartSlapd(b)
+	slapd.AddLDIF(b, testenv.SampleLDIF())
+	var ldif strings.Builder
+	for i := range 19 { // and devs makes 20
+		fmt.Fprintf(&ldif, "dn: cn=team-%02d,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\nmember: uid=alice,ou=people,dc=example,dc=org\n\n", i)
+	}
+	slapd.AddLDIF(b, ldif.String())
+	o := options{tokens: "{signingAlgorithm: " + algorithm + "}"}
+	s := newServer(b, slapd, o)
+	if scheme == "ldap" {
+		config, err := os.ReadFile(s.config)
+		if err != nil {
+			b.Fatal(err)
+		}
+		plain := strings.Replace(string(config), "urls: ["+slapd.TLSURL+"]", "urls: ["+slapd.URL+"]\n  insecurePlaintext: true", 1)
+		s.write("tabard.yaml", strings.Replace(plain, "  caFile: "+slapd.CAFile+"\n", "", 1))
+	}
+	s.binary = benchBinary(b)
+	s.start()
+	return &benchServer{server: s, b: b, pid: s.Pid(), http: s.client()}
+}
+
+var buildBench = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "tabard-bench")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "tabard")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, "github.com/tabard-id/tabard/cmd/tabard")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	out, err := build.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return path, err
+})
+
+func benchBinary(b *testing.B) string {
+	b.Helper()
+	path, err := buildBench()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return path
+}
+
+// cpu is the CPU time that the server has used.
+func (s *benchServer) cpu() time.Duration {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", s.pid))
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	var ticks int
+	for _, f := range fields[11:13] { // utime and stime, in hundredths of a second
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			s.b.Fatal(err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// memory is a field of the server's /proc status, in MiB.
+func (s *benchServer) memory(field string) float64 {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.pid))
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), field+":")
+	kb, err := strconv.Atoi(strings.Fields(rest)[0])
+	if err != nil {
+		s.b.Fatal(err)
+	}
+	return float64(kb) / 1024
+}
+
+// run does op b.N times with 8 workers, and reports what it took.
+func (s *benchServer) run(op func(worker int) error) {
+	before := s.cpu()
+	start := time.Now()
+	work := make(chan struct{})
+	var wg sync.WaitGroup
+	for i := range benchWorkers {
+		wg.Go(func() {
+			for range work {
+				if err := op(i); err != nil {
+					s.b.Error(err)
+				}
+			}
+		})
+	}
+	s.b.ResetTimer()
+	for range s.b.N {
+		work <- struct{}{}
+	}
+	close(work)
+	wg.Wait()
+	s.b.StopTimer()
+	n := float64(s.b.N)
+	s.b.ReportMetric(float64((s.cpu()-before).Microseconds())/1000/n, "server-cpu-ms/op")
+	s.b.ReportMetric(n/time.Since(start).Seconds(), "op/s")
+	s.b.ReportMetric(s.memory("VmHWM"), "peak-MiB")
+}
+
+// send is one request of a light client: cookies by hand, bodies as text.
+func (s *benchServer) send(method, target, cookie string, form url.Values, want int) (*http.Response, string, error) {
+	req, err := http.NewRequest(method, target, strings.NewReader(form.Encode()))
+	if err != nil {
+		return nil, "", err
+	}
+	if form != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	if cookie != "" {
+		req.Header.Set("Cookie", cookie)
+	}
+	resp, err := s.http.Do(req)
+	if err != nil {
+		return nil, "", err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != want {
+		err = fmt.Errorf("%s %s: %d %s", method, req.URL.Path, resp.StatusCode, body)
+	}
+	return resp, string(body), err
+}
+
+// loginOnce does a whole login: authorize, page, form, code for tokens.
+func (s *benchServer) loginOnce() (refreshToken string, err error) {
+	params := authRequest("kubernetes")
+	resp, _, err := s.send(http.MethodGet, s.issuer+"/authorize?"+params.Encode(), "", nil, http.StatusFound)
+	if err != nil {
+		return "", err
+	}
+	cookie, _, _ := strings.Cut(resp.Header.Get("Set-Cookie"), ";")
+	page := resp.Header.Get("Location")
+	if _, _, err = s.send(http.MethodGet, page, cookie, nil, http.StatusOK); err != nil {
+		return "", err
+	}
+	u, err := url.Parse(page)
+	if err != nil {
+		return "", err
+	}
+	form := url.Values{"request": {u.Query().Get("request")}, "username": {"alice"}, "password": {"pw-alice"}}
+	resp, _, err = s.send(http.MethodPost, s.issuer+"/sign-in", cookie, form, http.StatusSeeOther)
+	if err != nil {
+		return "", err
+	}
+	to, err := url.Parse(resp.Header.Get("Location"))
+	if err != nil {
+		return "", err
+	}
+	return s.tokenOnce(redemption("kubernetes", to.Query().Get("code")))
+}
+
+func (s *benchServer) tokenOnce(form url.Values) (refreshToken string, err error) {
+	_, body, err := s.send(http.MethodPost, s.issuer+"/token", "", form, http.StatusOK)
+	if err != nil {
+		return "", err
+	}
+	_, rest, _ := strings.Cut(body, `"refresh_token":"`)
+	refreshToken, _, _ = strings.Cut(rest, `"`)
+	return refreshToken, nil
+}
+
+// benchKinds runs f for each algorithm over plain LDAP and LDAPS.
+func benchKinds(b *testing.B, f func(b *testing.B, s *benchServer)) {
+	for _, algorithm := range []string{"RS256", "ES256"} {
+		for _, scheme := range []string{"ldap", "ldaps"} {
+			b.Run(algorithm+"/"+scheme, func(b *testing.B) { f(b, startBench(b, algorithm, scheme)) })
+		}
+	}
+}
+
+// BenchmarkLogin is a whole login: code with PKCE, LDAP bind, 20 groups.
+func BenchmarkLogin(b *testing.B) {
+	benchKinds(b, func(_ *testing.B, s *benchServer) {
+		s.run(func(int) error {
+			_, err := s.loginOnce()
+			return err
+		})
+	})
+}
+
+// BenchmarkRefresh is a refresh with the directory read anew.
+func BenchmarkRefresh(b *testing.B) {
+	benchKinds(b, func(b *testing.B, s *benchServer) {
+		var tokens [benchWorkers]string
+		for i := range tokens {
+			var err error
+			if tokens[i], err = s.loginOnce(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		s.run(func(i int) (err error) {
+			tokens[i], err = s.tokenOnce(refresh("kubernetes", tokens[i]))
+			return err
+		})
+	})
+}
+
+// BenchmarkKeys is the JWKS.
+func BenchmarkKeys(b *testing.B) {
+	s := startBench(b, "RS256", "ldap")
+	s.run(func(int) error {
+		_, _, err := s.send(http.MethodGet, s.issuer+"/keys", "", nil, http.StatusOK)
+		return err
+	})
+}
+
+// BenchmarkStart is the time from the start of the process to its first accepted
+// login, on a store that has its keys, and the memory at rest after it.
+func BenchmarkStart(b *testing.B) {
+	s := startBench(b, "RS256", "ldap")
+	var spent time.Duration
+	var rest float64
+	for range b.N {
+		s.Stop()
+		start := time.Now()
+		s.start()
+		s.pid = s.Pid()
+		if _, err := s.loginOnce(); err != nil {
+			b.Fatal(err)
+		}
+		spent += time.Since(start)
+		rest = s.memory("VmRSS")
+	}
+	b.ReportMetric(float64(spent.Milliseconds())/float64(b.N), "ms-to-first-login")
+	b.ReportMetric(rest, "rest-MiB")
+}
