@@ -50,13 +50,14 @@ type SessionConfig struct {
 
 // ClusterConfig is one Kubernetes cluster: its audience, and what its tokens hold.
 type ClusterConfig struct {
-	Name          string        `yaml:"name"`
-	ClientID      string        `yaml:"clientID"`
-	RedirectURIs  []string      `yaml:"redirectURIs,omitempty"`
-	Groups        GroupFilter   `yaml:"groups,omitempty"`
-	RequireGroups []string      `yaml:"requireGroups,omitempty"`
-	Tokens        TokenConfig   `yaml:"tokens,omitempty"`
-	Sessions      SessionConfig `yaml:"sessions,omitempty"`
+	Name          string          `yaml:"name"`
+	ClientID      string          `yaml:"clientID"`
+	APIServer     APIServerConfig `yaml:"apiServer,omitempty"`
+	RedirectURIs  []string        `yaml:"redirectURIs,omitempty"`
+	Groups        GroupFilter     `yaml:"groups,omitempty"`
+	RequireGroups []string        `yaml:"requireGroups,omitempty"`
+	Tokens        TokenConfig     `yaml:"tokens,omitempty"`
+	Sessions      SessionConfig   `yaml:"sessions,omitempty"`
 }
 
 // GroupFilter says by globs which groups leave in a cluster's tokens. An absent
@@ -221,7 +222,7 @@ func (c Config) Validate() error {
 		names[cl.Name] = true
 		take(cl.ClientID, path+".clientID")
 		errs = append(errs, cl.Tokens.validate(path+".tokens"), cl.Sessions.validate(path+".sessions"))
-		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs))
+		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"))
 	}
 	for i, cl := range c.Clients {
 		path := fmt.Sprintf("clients[%d]", i)
