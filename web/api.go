@@ -26,8 +26,9 @@ const apiCSP = "default-src 'none'; frame-ancestors 'none'"
 
 // caller is who calls the API.
 type caller struct {
-	actor groups.Actor
-	me    api.Me
+	actor    groups.Actor
+	me       api.Me
+	clusters func() ([]idp.ClusterConfig, error) // that give the caller a token
 }
 
 // apiServer is the JSON API over the group rules of one Tabard.
@@ -44,7 +45,9 @@ type apiServer struct {
 func API(local *groups.Service, find FindPerson, actor groups.Actor, log logrus.FieldLogger) http.Handler {
 	s := &Site{log: log, groups: local, cfg: Config{Now: time.Now}}
 	me := api.Me{Sub: actor.Sub, Username: actor.Name, Name: actor.Name, Groups: sorted(actor.Groups), Admin: local.IsAdmin(actor)}
-	return s.serveAPI(find, func(*http.Request) (caller, error) { return caller{actor, me}, nil })
+	return s.serveAPI(find, func(*http.Request) (caller, error) {
+		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }}, nil
+	})
 }
 
 // api is the JSON API to whoever shows a token of the audience "tabard", or the
@@ -68,6 +71,7 @@ func (a *apiServer) routes() []route {
 	return []route{
 		{"GET", "/api/openapi.json", http.HandlerFunc(serveOpenAPI)},
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
+		{"GET", "/api/v1/clusters", a.op(listClusters)},
 		{"GET", "/api/v1/groups", a.op(a.listGroups)},
 		{"POST", "/api/v1/groups", a.op(a.createGroup)},
 		{"GET", "/api/v1/groups/{name}", a.op(a.getGroup)},
@@ -121,7 +125,17 @@ func (s *Site) caller(r *http.Request) (caller, error) {
 	return caller{actor, api.Me{
 		Sub: sess.Sub, Username: sess.Username, Name: sess.Name, Email: sess.Email,
 		Groups: sorted(actor.Groups), Admin: s.groups.IsAdmin(actor),
-	}}, nil
+	}, func() ([]idp.ClusterConfig, error) { return s.idp.ClustersOf(sess) }}, nil
+}
+
+// listClusters tells where the caller can go, so that a kubeconfig can be made.
+func listClusters(_ *http.Request, c caller) (int, any, error) {
+	open, err := c.clusters()
+	list := api.ClusterList{Clusters: make([]api.Cluster, 0, len(open))}
+	for _, cl := range open {
+		list.Clusters = append(list.Clusters, api.Cluster{Name: cl.Name, ClientID: cl.ClientID, APIServer: cl.APIServer.URL, CA: cl.APIServer.CA})
+	}
+	return http.StatusOK, list, err
 }
 
 func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {

@@ -32,6 +32,8 @@ func TestAPIStatuses(t *testing.T) {
 		{nobody, "GET", "/api/v1/me", "", "", 401, "You are not signed in"},
 		{nobody, "GET", "/api/openapi.json", "", "", 200, `"openapi": "3.1.0"`},
 		{other, "GET", "/api/v1/me", "", "", 200, `"username":"alice"`},
+		{nobody, "GET", "/api/v1/clusters", "", "", 401, "You are not signed in"},
+		{other, "GET", "/api/v1/clusters", "", "", 200, `{"clusters":[{"name":"prod","clientID":"kubernetes","apiServer":"https://prod.example:6443"}]}`},
 		{other, "GET", "/api/v1/groups", "", "", 403, "You may not do this"},
 		{other, "POST", "/api/v1/groups/platform/members", ctype, `{"person":"nobody"}`, 403, "You may not do this"},
 		{admin, "GET", "/api/v1/groups", "", "", 200, `"memberCount":1`},
@@ -144,7 +146,7 @@ func TestOpenAPI(t *testing.T) {
 	if !slices.Equal(described, served) {
 		t.Errorf("described %q\nserved %q", described, served)
 	}
-	for _, wire := range []any{api.Me{}, api.GroupList{}, api.Group{}, api.Member{}, api.AddMember{}, api.Problem{}} {
+	for _, wire := range []any{api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Member{}, api.AddMember{}, api.Problem{}} {
 		kind := reflect.TypeOf(wire)
 		props := doc.Components.Schemas[kind.Name()].Properties
 		for i := range kind.NumField() {

@@ -121,7 +121,7 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 	cfg := idp.Config{
 		Issuer: "https://id.corp.example", DirectoryPrefixes: []string{"corp:", "lab:"},
 		Clusters: []idp.ClusterConfig{
-			{Name: "prod", ClientID: "kubernetes", RedirectURIs: append(redirectURIs, redirectURI)},
+			{Name: "prod", ClientID: "kubernetes", APIServer: idp.APIServerConfig{URL: "https://prod.example:6443"}, RedirectURIs: append(redirectURIs, redirectURI)},
 			{Name: "vault", ClientID: "vault", RedirectURIs: []string{redirectURI}, RequireGroups: []string{"nobody-is-in-this"}},
 		},
 		Clients: []idp.ClientConfig{{ID: "headlamp", Cluster: "prod", Secret: "s3cret", RedirectURIs: []string{"https://headlamp.corp.example/cb"}, PostLogoutRedirectURIs: []string{"https://headlamp.corp.example/bye"}}},

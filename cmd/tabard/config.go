@@ -233,14 +233,25 @@ func (l *loader) readFiles() {
 	for i := range c.Directories {
 		d := &c.Directories[i]
 		path := fmt.Sprintf("directories[%d]", i)
-		if pem := l.file(path+".caFile", &d.CAFile); len(pem) > 0 && !x509.NewCertPool().AppendCertsFromPEM(pem) {
-			l.wrongAt(path+".caFile", "%s holds no certificate in PEM form", d.CAFile)
-		}
+		l.caFile(path+".caFile", &d.CAFile)
 		l.secret(path+".bindPassword", &d.BindPassword, &d.BindPasswordFile)
+	}
+	for i := range c.Clusters {
+		a := &c.Clusters[i].APIServer
+		a.CA = l.caFile(fmt.Sprintf("clusters[%d].apiServer.caFile", i), &a.CAFile)
 	}
 	for i := range c.Clients {
 		l.secret(fmt.Sprintf("clients[%d].secret", i), &c.Clients[i].Secret, &c.Clients[i].SecretFile)
 	}
+}
+
+// caFile reads the certificates at *path, if any.
+func (l *loader) caFile(key string, path *string) string {
+	pem := l.file(key, path)
+	if len(pem) > 0 && !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		l.wrongAt(key, "%s holds no certificate in PEM form", *path)
+	}
+	return string(pem)
 }
 
 // file reads the file at *path, if any, and makes the path absolute to the file.

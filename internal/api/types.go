@@ -14,6 +14,20 @@ type Me struct {
 	Admin    bool     `json:"admin"`
 }
 
+// ClusterList answers GET /api/v1/clusters: those whose rules give the caller a
+// token.
+type ClusterList struct {
+	Clusters []Cluster `json:"clusters"` // in the order of the configuration
+}
+
+// Cluster is a Kubernetes cluster.
+type Cluster struct {
+	Name      string `json:"name"`
+	ClientID  string `json:"clientID"`            // the audience of its tokens
+	APIServer string `json:"apiServer,omitempty"` // URL; absent when the server was not told
+	CA        string `json:"ca,omitempty"`        // PEM of the API server's CA
+}
+
 // GroupList answers GET /api/v1/groups.
 type GroupList struct {
 	Groups []Group `json:"groups"` // sorted by name; Members left out
