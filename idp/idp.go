@@ -112,7 +112,11 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("server secret: %w", err)
 	}
-	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: newSealer(key), pace: newPacer(p.Now)}, nil
+	seals, err := newSealer(key)
+	if err != nil {
+		return nil, err
+	}
+	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now)}, nil
 }
 
 // Issuer is the issuer identifier, without a trailing slash.

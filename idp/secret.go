@@ -42,17 +42,19 @@ func serverSecret(ctx context.Context, st store.Store) ([]byte, error) {
 }
 
 // sealer encrypts what is handed to browsers and clients instead of being stored,
-// and derives refresh secrets. Each purpose has a key of its own.
-type sealer struct{ secret []byte }
+// and derives refresh secrets. Each purpose has a key of its own (RFC 5869).
+type sealer struct{ keys map[string][]byte }
 
-func newSealer(secret []byte) *sealer { return &sealer{secret} }
-
-func (s *sealer) key(purpose string) []byte {
-	k, err := hkdf.Key(sha256.New, s.secret, nil, "tabard "+purpose, 32)
-	if err != nil {
-		panic(err) // only for absurd lengths
+func newSealer(secret []byte) (*sealer, error) {
+	s := &sealer{map[string][]byte{}}
+	for _, purpose := range []string{"authorize", "access", "logout", "refresh"} {
+		k, err := hkdf.Key(sha256.New, secret, nil, "tabard "+purpose, chacha20poly1305.KeySize)
+		if err != nil {
+			return nil, fmt.Errorf("derive key: %w", err)
+		}
+		s.keys[purpose] = k
 	}
-	return k
+	return s, nil
 }
 
 // seal returns v as JSON under XChaCha20-Poly1305, whose long nonce may be random
@@ -62,7 +64,7 @@ func (s *sealer) seal(purpose string, v any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
-	aead, err := chacha20poly1305.NewX(s.key(purpose))
+	aead, err := chacha20poly1305.NewX(s.keys[purpose])
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
@@ -80,7 +82,7 @@ func (s *sealer) open(purpose, sealed string, v any) error {
 	if err != nil || len(b) < chacha20poly1305.NonceSizeX {
 		return errSealed
 	}
-	aead, err := chacha20poly1305.NewX(s.key(purpose))
+	aead, err := chacha20poly1305.NewX(s.keys[purpose])
 	if err != nil {
 		return errSealed
 	}
@@ -99,7 +101,7 @@ var errSealed = errors.New("not sealed by this server")
 
 // mac is HMAC-SHA256 over parts that are told apart by their lengths.
 func (s *sealer) mac(purpose string, parts ...string) []byte {
-	h := hmac.New(sha256.New, s.key(purpose))
+	h := hmac.New(sha256.New, s.keys[purpose])
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d:%s", len(p), p)
 	}

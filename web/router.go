@@ -108,11 +108,12 @@ func (s *Site) recovered(fail func(http.ResponseWriter, *http.Request, error), n
 }
 
 // formCSP is the Content-Security-Policy of a page whose form ends, by way of a
-// redirect, at target: Chromium holds form-action against that hop too.
+// redirect, at target: Chromium holds form-action against every hop that follows,
+// and clients redirect on from their callback, so any https is let through.
 func formCSP(target string) string {
 	source := formSource(target)
 	if source != "" {
-		source = " " + source
+		source = " https: " + source
 	}
 	return fmt.Sprintf(pageCSP, source)
 }

@@ -35,7 +35,7 @@ func TestSignInForm(t *testing.T) {
 	if len(f["directory"]) != 0 || len(f["next"]) != 0 {
 		t.Errorf("controls that are not needed: %v", f)
 	}
-	const csp = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self' http://localhost:8000; frame-ancestors 'none'; base-uri 'none'"
+	const csp = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self' https: http://localhost:8000; frame-ancestors 'none'; base-uri 'none'"
 	if c := got.header.Get("Content-Security-Policy"); c != csp {
 		t.Errorf("policy is %q", c)
 	}
@@ -263,7 +263,7 @@ func TestSignOutForAClient(t *testing.T) {
 	must(t, err)
 	got := b.get("/sign-out?request=" + url.QueryEscape(sealed))
 	want(t, got, 200, "asks to sign you out", sealed)
-	if !strings.Contains(got.header.Get("Content-Security-Policy"), "form-action 'self' https://headlamp.corp.example;") {
+	if !strings.Contains(got.header.Get("Content-Security-Policy"), "form-action 'self' https: https://headlamp.corp.example;") {
 		t.Error("the policy would stop the way back")
 	}
 	got = b.post("/sign-out", url.Values{"request": {sealed}})

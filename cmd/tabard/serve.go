@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,6 +24,11 @@ import (
 // drainTime is how long requests under way get when the server stops.
 const drainTime = 15 * time.Second
 
+// gcPercent lets the heap, a few MiB that live, grow to four times its size between
+// collections: every request makes garbage, and collecting it more often cost a
+// tenth of the CPU. GOGC overrides it.
+const gcPercent = 300
+
 func serveCommand() *cobra.Command {
 	var config, level string
 	cmd := &cobra.Command{
@@ -34,6 +40,9 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			slog.SetDefault(slog.New(slogHandler{log: log, level: log.GetLevel()}))
+			if os.Getenv("GOGC") == "" {
+				debug.SetGCPercent(gcPercent)
+			}
 			return serve(cmd.Context(), config, log, func(net.Addr) {})
 		},
 	}
