@@ -144,7 +144,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-func TestAddAgain(t *testing.T) {
+func TestAddAgainRemove(t *testing.T) {
 	h := newHouse(t, bolt.Config{})
 	h.group("team")
 	m := person("alice")
@@ -167,6 +167,11 @@ func TestAddAgain(t *testing.T) {
 	got = second.Members[0]
 	if !got.End.IsZero() || got.Reason != "second" || got.GrantedBy != "operator" || got.GrantedByName != "root" {
 		t.Errorf("added again %+v", got)
+	}
+	must(t, h.Remove(t.Context(), admin, "team", m.Kind, m.ID))
+	third, err := h.Get(t.Context(), admin, "team")
+	if err != nil || len(third.Members) != 0 || third.Revision <= second.Revision {
+		t.Errorf("removed: %+v, %v, before at revision %d", third, err, second.Revision)
 	}
 }
 

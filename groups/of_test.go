@@ -65,6 +65,20 @@ func TestOf(t *testing.T) {
 	}
 }
 
+// TestNoGroup: a membership whose group is not there puts nobody anywhere.
+func TestNoGroup(t *testing.T) {
+	h := newHouse(t, bolt.Config{})
+	revision, err := h.bolt.Txn(t.Context(), nil, []store.Op{{Key: memberKey("team", KindPerson, "corp.alice"), Value: []byte("{}")}})
+	must(t, err)
+	must(t, h.index.reached(t.Context(), revision))
+	if got, err := h.Of("corp.alice", nil, time.Now()); err != nil || len(got) != 0 {
+		t.Errorf("%v, %v", got, err)
+	}
+	if all, err := h.List(t.Context(), admin); err != nil || len(all) != 0 {
+		t.Errorf("listed: %v, %v", all, err)
+	}
+}
+
 // BenchmarkOf: one person with 20 groups among 10,000 memberships.
 func BenchmarkOf(b *testing.B) {
 	h := newHouse(b, bolt.Config{})
