@@ -37,6 +37,8 @@ func (s *Service) validName(name string) error {
 		return invalid("a group's name has no space at its ends and is in Unicode NFC")
 	case strings.ContainsAny(name, "/,") || strings.ContainsFunc(name, unseen):
 		return invalid("a group's name has no slash, comma or invisible character")
+	case strings.Trim(name, ".") == "":
+		return invalid("a group's name is not dots alone, which a URL cannot hold")
 	}
 	for _, p := range s.cfg.Reserved {
 		if hasPrefixFold(name, p) {
