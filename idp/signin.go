@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (
 		return SignedIn{}, err // not a try yet
 	}
 	if err != nil {
-		return SignedIn{}, errors.Join(err, s.recordFailure(ctx, c, p, err))
+		return SignedIn{}, cmp.Or(s.recordFailure(ctx, c, p, err), err) // no trail, no answer about a password
 	}
 	sess := s.startSession(ctx, p, dirGroups, s.Now())
 	done := SignedIn{Cookie: sess.giveCookie()}
