@@ -221,7 +221,12 @@ func (c Config) Validate() error {
 		}
 		names[cl.Name] = true
 		take(cl.ClientID, path+".clientID")
-		errs = append(errs, cl.Tokens.validate(path+".tokens"), cl.Sessions.validate(path+".sessions"))
+		if cl.Tokens != c.Tokens { // else the mistake is told at the top
+			errs = append(errs, cl.Tokens.validate(path+".tokens"))
+		}
+		if cl.Sessions != c.Sessions {
+			errs = append(errs, cl.Sessions.validate(path+".sessions"))
+		}
 		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"))
 	}
 	for i, cl := range c.Clients {
