@@ -75,8 +75,8 @@ func TestConfigMistakes(t *testing.T) {
 			":6:25: sessions.idleTimeout: must be a duration such as 90s, 5m or 8h", ":7:8: brand: must be text: put it in quotes", ":8:6: tls: must be a mapping of keys to values"}},
 		{"password on the bad line", "bindPassword: " + secret, "bindPassword: {" + secret + ": 1}", []string{":10:17: directories[0].bindPassword: must be a single value; put text that holds a colon in quotes"}},
 		{"number as password", "bindPassword: " + secret, "bindPassword: 9741", []string{":10:17: directories[0].bindPassword: must be text: put it in quotes"}},
-		{"no colon after a key", "bindPassword: " + secret, "bindPassword " + secret, []string{":10:3: is not YAML: non-map value is specified"}},
-		{"no YAML", "bindPassword: " + secret, "bindPassword: \"" + secret, []string{":10:17: is not YAML: could not find end character of double-quoted text"}},
+		{"no colon after a key", "bindPassword: " + secret, "bindPassword " + secret, []string{":10: is not YAML: could not find expected colon"}},
+		{"no YAML", "bindPassword: " + secret, "bindPassword: \"" + secret, []string{":10: is not YAML: found unexpected end of stream"}},
 		{"not text", "admins:", "\xff:", []string{": is not UTF-8 text"}},
 		{"empty value", "  type: ldap", "  type:", []string{":7:8: directories[0].type: has no value: give it one or leave the key out"}},
 		{"anchor", "name: corp", "name: &x corp", []string{":6:9: directories[0].name: anchors, aliases and tags are not read: write the value out"}},
@@ -179,7 +179,7 @@ func TestSecretFiles(t *testing.T) {
 
 func TestConfigWarnings(t *testing.T) {
 	text := strings.Replace(minimal, "bindPassword: "+secret, "bindPasswordFile: pw", 1)
-	text = strings.Replace(text, "admins: [\"corp:ops\"]", "metrics: {listen: :9090}\ntls: {certFile: c.pem, keyFile: k.pem}", 1)
+	text = strings.Replace(text, "admins: [\"corp:ops\"]", "metrics: {listen: ':9090'}\ntls: {certFile: c.pem, keyFile: k.pem}", 1)
 	path := writeConfig(t, text)
 	dir := filepath.Dir(path)
 	writeFile(t, filepath.Join(dir, "pw"), secret, 0o644)
@@ -350,4 +350,17 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("the secret is in %q", msg)
 		}
 	})
+}
+
+// TestConfigFlow reads the one-line forms that the documentation uses: a URL with a
+// port in a list within a mapping is one value, as YAML 1.2 says.
+func TestConfigFlow(t *testing.T) {
+	var cfg Config
+	d := decode([]byte("clients:\n- {id: a, cluster: c, redirectURIs: [http://127.0.0.1:5556/callback, https://h:8443/x]}\n"), &cfg)
+	if len(d.mistakes) > 0 {
+		t.Fatal(d.mistakes)
+	}
+	if got := cfg.Clients[0].RedirectURIs; !slices.Equal(got, []string{"http://127.0.0.1:5556/callback", "https://h:8443/x"}) {
+		t.Errorf("%q", got)
+	}
 }

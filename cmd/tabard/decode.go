@@ -1,22 +1,23 @@
 package main
 
 import (
+	"bytes"
 	"encoding"
 	"errors"
 	"fmt"
+	"io"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
+	"go.yaml.in/yaml/v3"
 )
 
-// position is a place in the configuration file, counted from 1.
+// position is a place in the configuration file, counted from 1; 0 is not known.
 type position struct{ line, column int }
 
 // mistake is one thing wrong with the configuration.
@@ -33,7 +34,8 @@ type configError struct {
 	mistakes []mistake
 }
 
-// Error is one line a mistake: FILE:LINE:COLUMN: key: what is wrong.
+// Error is one line a mistake: FILE:LINE:COLUMN: key: what is wrong. The parser
+// knows no column of what is no YAML.
 func (e *configError) Error() string {
 	var b strings.Builder
 	for i, m := range e.mistakes {
@@ -42,7 +44,10 @@ func (e *configError) Error() string {
 		}
 		b.WriteString(e.file)
 		if m.line > 0 {
-			fmt.Fprintf(&b, ":%d:%d", m.line, m.column)
+			fmt.Fprintf(&b, ":%d", m.line)
+		}
+		if m.column > 0 {
+			fmt.Fprintf(&b, ":%d", m.column)
 		}
 		if m.key != "" {
 			b.WriteString(": " + m.key)
@@ -68,19 +73,23 @@ func decode(b []byte, into any) *decoder {
 		d.mistakes = []mistake{{msg: "is not UTF-8 text"}}
 		return d
 	}
-	file, err := parser.ParseBytes(b, 0, parser.AllowDuplicateMapKey())
-	if err != nil {
-		d.mistakes = []mistake{syntaxMistake(err)}
-		return d
-	}
-	var body ast.Node
-	for _, doc := range file.Docs {
-		switch {
-		case doc.Body == nil || doc.Body.Type() == ast.CommentType:
+	var body *yaml.Node
+	for docs := yaml.NewDecoder(bytes.NewReader(b)); ; {
+		var doc yaml.Node
+		err := docs.Decode(&doc)
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			d.mistakes = []mistake{syntaxMistake(err)}
+			return d
+		}
+		switch content := doc.Content[0]; {
+		case content.ShortTag() == "!!null" && content.Value == "":
 		case body != nil:
-			d.wrong(doc.Body, "", "a second document begins here: a configuration is one document")
+			d.wrong(content, "", "a second document begins here: a configuration is one document")
 		default:
-			body = doc.Body
+			body = content
 		}
 	}
 	if body == nil {
@@ -91,43 +100,33 @@ func decode(b []byte, into any) *decoder {
 	return d
 }
 
-// syntaxMistake is the parser's complaint without what it quotes from the file.
+var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
+
+// syntaxMistake is the parser's complaint, unless it quotes the file.
 func syntaxMistake(err error) mistake {
 	m := mistake{msg: "is not YAML"}
-	var e yaml.Error
-	if errors.As(err, &e) {
-		if t := e.GetToken(); t != nil && t.Position != nil {
-			m.position = position{t.Position.Line, t.Position.Column}
-		}
-		if msg := e.GetMessage(); !strings.ContainsAny(msg, "\"`\n") {
-			m.msg = "is not YAML: " + msg
+	if parts := syntaxLine.FindStringSubmatch(err.Error()); parts != nil {
+		m.line, _ = strconv.Atoi(parts[1]) // 0: the parser does not say
+		if words := strings.ReplaceAll(parts[2], "':'", "colon"); !strings.ContainsAny(words, "\"`'\n") {
+			m.msg += ": " + words
 		}
 	}
 	return m
 }
 
-func (d *decoder) wrong(n ast.Node, path, format string, args ...any) {
+func (d *decoder) wrong(n *yaml.Node, path, format string, args ...any) {
 	d.mistakes = append(d.mistakes, mistake{where(n), path, fmt.Sprintf(format, args...)})
 }
 
-// where is the place of a node; a block mapping stands at its first key.
-func where(n ast.Node) position {
-	if m, ok := n.(*ast.MappingNode); ok && !m.IsFlowStyle && len(m.Values) > 0 {
-		n = m.Values[0].Key
-	}
-	if t := n.GetToken(); t != nil && t.Position != nil {
-		return position{t.Position.Line, t.Position.Column}
-	}
-	return position{}
-}
+func where(n *yaml.Node) position { return position{n.Line, n.Column} }
 
 // value decodes n into v.
-func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
-	switch n.Type() {
-	case ast.NullType:
+func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
+	switch {
+	case n.ShortTag() == "!!null":
 		d.wrong(n, path, "has no value: give it one or leave the key out")
 		return
-	case ast.AnchorType, ast.AliasType, ast.TagType:
+	case n.Kind == yaml.AliasNode || n.Anchor != "" || n.Style&yaml.TaggedStyle != 0:
 		d.wrong(n, path, "anchors, aliases and tags are not read: write the value out")
 		return
 	}
@@ -148,29 +147,28 @@ func (d *decoder) value(n ast.Node, v reflect.Value, path string) {
 	}
 }
 
-func (d *decoder) mapping(n ast.Node, v reflect.Value, path string) {
-	m, ok := n.(ast.MapNode)
-	if !ok {
+func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.MappingNode {
 		d.wrong(n, path, "must be a mapping of keys to values")
 		return
 	}
 	fields, seen := fieldsOf(v.Type()), map[string]bool{}
-	for it := m.MapRange(); it.Next(); {
-		name := keyName(it.Key())
+	for pair := range slices.Chunk(n.Content, 2) {
+		keyNode, name := pair[0], keyName(pair[0])
 		key := join(path, name)
 		i, known := fields[name]
 		switch {
 		case seen[name]:
-			d.wrong(it.Key(), key, "is there twice: keep one")
+			d.wrong(keyNode, key, "is there twice: keep one")
 		case notYet(key):
-			d.wrong(it.Key(), key, "is not in this version yet: leave it out")
+			d.wrong(keyNode, key, "is not in this version yet: leave it out")
 		case !known && plainKey.MatchString(name):
-			d.wrong(it.Key(), key, "is not a key: %s", didYouMean(name, fields))
+			d.wrong(keyNode, key, "is not a key: %s", didYouMean(name, fields))
 		case !known:
-			d.wrong(it.Key(), path, "has a key that cannot be one")
+			d.wrong(keyNode, path, "has a key that cannot be one")
 		default:
-			d.at[key] = where(it.Key())
-			d.value(it.Value(), v.Field(i), key)
+			d.at[key] = where(keyNode)
+			d.value(pair[1], v.Field(i), key)
 		}
 		seen[name] = true
 	}
@@ -181,21 +179,20 @@ func (d *decoder) mapping(n ast.Node, v reflect.Value, path string) {
 var plainKey = regexp.MustCompile(`^[A-Za-z]{1,40}$`)
 
 // keyName is the text of a key, "" for what is no plain scalar.
-func keyName(k ast.Node) string {
-	if s, ok := k.(*ast.StringNode); ok {
-		return s.Value
+func keyName(k *yaml.Node) string {
+	if k.Kind == yaml.ScalarNode && k.ShortTag() == "!!str" {
+		return k.Value
 	}
 	return ""
 }
 
-func (d *decoder) sequence(n ast.Node, v reflect.Value, path string) {
-	s, ok := n.(*ast.SequenceNode)
-	if !ok {
+func (d *decoder) sequence(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.SequenceNode {
 		d.wrong(n, path, "must be a list")
 		return
 	}
-	v.Set(reflect.MakeSlice(v.Type(), len(s.Values), len(s.Values)))
-	for i, item := range s.Values {
+	v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
+	for i, item := range n.Content {
 		key := fmt.Sprintf("%s[%d]", path, i)
 		d.at[key] = where(item)
 		d.value(item, v.Index(i), key)
@@ -203,12 +200,12 @@ func (d *decoder) sequence(n ast.Node, v reflect.Value, path string) {
 }
 
 // scalar decodes text, a number or a truth value. Its messages hold no value.
-func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
-	text, quoted, ok := scalarText(n)
-	if !ok {
+func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.ScalarNode {
 		d.wrong(n, path, "must be a single value; put text that holds a colon in quotes")
 		return
 	}
+	text := n.Value
 	var err error
 	if t, isText := v.Addr().Interface().(encoding.TextUnmarshaler); isText {
 		if t.UnmarshalText([]byte(text)) != nil {
@@ -223,13 +220,13 @@ func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
 		dur, err = time.ParseDuration(text)
 		v.SetInt(int64(dur))
 	case v.Kind() == reflect.String:
-		if want = "text: put it in quotes"; !quoted {
+		if want = "text: put it in quotes"; n.ShortTag() != "!!str" {
 			err = errors.ErrUnsupported
 		}
 		v.SetString(text)
 	case v.Kind() == reflect.Bool:
 		want = "true or false"
-		if n.Type() != ast.BoolType {
+		if n.ShortTag() != "!!bool" {
 			err = errors.ErrUnsupported
 		}
 		v.SetBool(text == "true")
@@ -242,19 +239,6 @@ func (d *decoder) scalar(n ast.Node, v reflect.Value, path string) {
 	if err != nil {
 		d.wrong(n, path, "must be %s", want)
 	}
-}
-
-// scalarText is the text of a scalar; isText tells text from numbers and the like.
-func scalarText(n ast.Node) (text string, isText, ok bool) {
-	switch n := n.(type) {
-	case *ast.StringNode:
-		return n.Value, true, true
-	case *ast.LiteralNode:
-		return n.Value.Value, true, true
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		return n.GetToken().Value, false, true
-	}
-	return "", false, false
 }
 
 // fieldsOf maps the yaml keys of a struct to its fields.
