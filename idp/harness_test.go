@@ -22,7 +22,6 @@ import (
 	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/audit"
-	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/store/storetest"
 )
@@ -448,5 +447,3 @@ func all(n int, f func(i int)) {
 }
 
 var errBroken = errors.New("disk on fire")
-
-var _ store.Store = (*storetest.Faulty)(nil)
