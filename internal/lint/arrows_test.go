@@ -26,9 +26,9 @@ func rooms() map[string][]string {
 	beneathIDP := slices.Concat([]string{"groups", "directory"}, base)
 	beneathFront := append([]string{"idp"}, beneathIDP...)
 	anything := slices.Concat([]string{"cmd/tabard", "web", "idp/provider", "proxy", "internal/api", "internal/demoldap",
-		"internal/testenv", "internal/store/storetest"}, beneathFront)
+		"internal/parts", "internal/testenv", "internal/store/storetest"}, beneathFront)
 	return map[string][]string{
-		"cmd/tabard":               slices.Concat([]string{"web", "idp/provider", "proxy", "internal/api", "internal/demoldap"}, beneathFront),
+		"cmd/tabard":               slices.Concat([]string{"web", "idp/provider", "proxy", "internal/api", "internal/demoldap", "internal/parts"}, beneathFront),
 		"cmd/kubectl-tabard":       {"internal/api"},
 		"web":                      append([]string{"internal/api"}, beneathFront...),
 		"idp/provider":             beneathFront,
@@ -40,9 +40,10 @@ func rooms() map[string][]string {
 		"internal/audit":           {},
 		"internal/api":             {},
 		"internal/demoldap":        {},
+		"internal/parts":           {},
 		"internal/lint":            {},
 		"internal/store/storetest": {"internal/store"},
-		"internal/testenv":         {},
+		"internal/testenv":         {"internal/parts"},
 		"internal/e2e":             anything,
 	}
 }
@@ -177,7 +178,8 @@ func TestBadImportsAreFound(t *testing.T) {
 		{"internal/store/bolt", module + "internal/store", true},
 		{"internal/store/bolt", "go.etcd.io/bbolt", true},
 		{"internal/store/storetest", module + "internal/store", true},
-		{"internal/testenv/cmd/parts", module + "internal/testenv", true},
+		{"internal/testenv/cmd/parts", module + "internal/parts", true},
+		{"cmd/tabard", module + "internal/parts", true},
 		{"internal/testenv", "github.com/go-ldap/ldap/v3", true},
 		{"cmd/kubectl-tabard", module + "internal/api", true},
 
@@ -201,6 +203,8 @@ func TestBadImportsAreFound(t *testing.T) {
 		{"cmd/kubectl-tabard", module + "idp", false},
 		{"internal/api", module + "groups", false},
 		{"web", module + "internal/testenv", false},
+		{"internal/parts", module + "internal/testenv", false},
+		{"web", module + "internal/parts", false},
 		{"internal/store/bolt", module + "internal/store/storetest", false},
 		{"internal/helpers", "fmt", false},
 	} {

@@ -3,14 +3,7 @@ package testenv
 import (
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +11,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/tabard-id/tabard/internal/parts"
 )
 
 const kubectlTimeout = 2 * time.Minute
@@ -55,62 +50,21 @@ func StartKubeAPIServer(t testing.TB, opts KubeAPIServerOptions) *KubeAPIServer 
 	etcd := StartEtcd(t)
 	dir := t.TempDir()
 	ca := NewCA(t, dir)
-	port := FreePort(t)
-	k := &KubeAPIServer{URL: fmt.Sprintf("https://127.0.0.1:%d", port), CAFile: ca.File, kubectl: Binary(t, "kubectl"), dir: dir}
+	k := &KubeAPIServer{CAFile: ca.File, kubectl: Binary(t, "kubectl"), dir: dir}
 	k.adminCert, k.adminK = ca.IssueClient(t, "admin", "system:masters")
-	args := append(apiServerArgs(t, ca, port, etcd.Endpoint), opts.ExtraArgs...)
-	client := k.adminClient(t, ca)
-	k.Process = Start(t, Command{Path: binary, Args: args, ReadyURL: k.URL + "/readyz", Client: client, ReadyTimeout: 2 * time.Minute})
-	client.CloseIdleConnections()
+	certFile, keyFile := ca.Issue(t, "kubernetes.default.svc")
+	p, err := parts.StartKubeAPIServer(t.Context(), parts.KubeAPIServerConfig{
+		Binary: binary, Dir: dir, EtcdURL: etcd.Endpoint, Port: FreePort(t), ExtraArgs: opts.ExtraArgs,
+		CAFile: ca.File, CertFile: certFile, KeyFile: keyFile, AdminCertFile: k.adminCert, AdminKeyFile: k.adminK,
+	})
+	if err != nil {
+		t.Fatalf("%v\n%s", err, tail(filepath.Join(dir, "kube-apiserver.log"), tailBytes))
+	}
+	endWith(t, p.Process)
+	k.Process, k.URL = p.Process, p.URL
 	k.AdminKubeconfig = k.Kubeconfig(t, map[string]any{"client-certificate": k.adminCert, "client-key": k.adminK})
 	k.AnonymousKubeconfig = k.Kubeconfig(t, map[string]any{})
 	return k
-}
-
-// apiServerArgs are those of a small cluster, without what only controllers
-// need and with small caches.
-func apiServerArgs(t testing.TB, ca *CA, port int, etcdURL string) []string {
-	t.Helper()
-	certFile, keyFile := ca.Issue(t, "kubernetes.default.svc")
-	saKey := serviceAccountKey(t, ca.dir)
-	return []string{
-		"--bind-address=127.0.0.1", fmt.Sprintf("--secure-port=%d", port),
-		"--tls-cert-file=" + certFile, "--tls-private-key-file=" + keyFile, "--client-ca-file=" + ca.File,
-		"--etcd-servers=" + etcdURL,
-		"--authorization-mode=RBAC",
-		"--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file=" + saKey, "--service-account-signing-key-file=" + saKey,
-		"--service-cluster-ip-range=10.0.0.0/24",
-		"--disable-admission-plugins=ServiceAccount",
-		"--endpoint-reconciler-type=none",
-		"--event-ttl=5m", "--profiling=false", "--shutdown-delay-duration=0s",
-	}
-}
-
-// serviceAccountKey writes the key that signs service-account tokens.
-func serviceAccountKey(t testing.TB, dir string) string {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatalf("make the service-account key: %v", err)
-	}
-	der, err := x509.MarshalECPrivateKey(key)
-	if err != nil {
-		t.Fatalf("encode the service-account key: %v", err)
-	}
-	path := filepath.Join(dir, "service-account.key")
-	writePEM(t, path, "EC PRIVATE KEY", der)
-	return path
-}
-
-func (k *KubeAPIServer) adminClient(t testing.TB, ca *CA) *http.Client {
-	t.Helper()
-	pair, err := tls.LoadX509KeyPair(k.adminCert, k.adminK)
-	if err != nil {
-		t.Fatalf("load the administrator's certificate: %v", err)
-	}
-	config := &tls.Config{RootCAs: ca.Pool(), Certificates: []tls.Certificate{pair}}
-	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}
 }
 
 // RESTConfig is the administrator's, for client-go.
@@ -127,18 +81,10 @@ func (k *KubeAPIServer) RESTConfigWithToken(token string) *rest.Config {
 // the user's entry as kubectl reads it: exec, auth-provider, token and so on.
 func (k *KubeAPIServer) Kubeconfig(t testing.TB, user map[string]any) string {
 	t.Helper()
-	type named map[string]any
-	content, err := json.MarshalIndent(map[string]any{
-		"apiVersion": "v1", "kind": "Config", "current-context": "test",
-		"clusters": []named{{"name": "test", "cluster": named{"server": k.URL, "certificate-authority": k.CAFile}}},
-		"users":    []named{{"name": "test", "user": user}},
-		"contexts": []named{{"name": "test", "context": named{"cluster": "test", "user": "test"}}},
-	}, "", "  ")
-	if err != nil {
-		t.Fatalf("encode a kubeconfig: %v", err)
-	}
 	path := filepath.Join(t.TempDir(), "kubeconfig")
-	writeFile(t, path, string(content))
+	if err := parts.WriteKubeconfig(path, "test", k.URL, k.CAFile, "default", user); err != nil {
+		t.Fatal(err)
+	}
 	return path
 }
 
@@ -181,7 +127,7 @@ func (k *KubeAPIServer) KubectlWith(t testing.TB, opts KubectlOptions, args ...s
 	cmd.Env = append(os.Environ(), "KUBECONFIG="+opts.Kubeconfig, "KUBECACHEDIR="+filepath.Join(k.dir, "kubectl"), "KUBERC=off")
 	cmd.Env = append(cmd.Env, opts.Env...)
 	cmd.Stdin = bytes.NewBufferString(opts.Stdin)
-	cmd.WaitDelay = stopGrace
+	cmd.WaitDelay = 10 * time.Second
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {

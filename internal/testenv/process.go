@@ -1,224 +1,44 @@
 package testenv
 
 import (
-	"context"
-	"errors"
-	"fmt"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
-	"syscall"
 	"testing"
-	"time"
+
+	"github.com/tabard-id/tabard/internal/parts"
 )
 
-const (
-	defaultReadyTimeout = 60 * time.Second
-	readyPoll           = 20 * time.Millisecond
-	stopGrace           = 10 * time.Second
-	tailBytes           = 6 << 10
-)
+// tailBytes is how much of a log a failed test shows.
+const tailBytes = 6 << 10
 
-// Command describes a program to start for a test.
-type Command struct {
-	// Name is used in messages and as the log file's name; Path's base when empty.
-	Name string
-	// Path is the program; see Path and Binary.
-	Path string
-	// Args come after the program's own name.
-	Args []string
-	// Env is added to the test's environment, as KEY=value.
-	Env []string
-	// Dir is the working folder; the test's own when empty.
-	Dir string
-	// ExtraFiles become the program's file descriptors 3 and up.
-	ExtraFiles []*os.File
-	// Ready is called until it returns nil; no waiting when it and ReadyURL are unset.
-	Ready func(context.Context) error
-	// ReadyURL is fetched until it answers 200.
-	ReadyURL string
-	// Client fetches ReadyURL; http.DefaultClient when nil.
-	Client *http.Client
-	// ReadyTimeout bounds the wait; 60 s when zero.
-	ReadyTimeout time.Duration
-}
+// Command describes a program to start for a test; LogFile is filled in.
+type Command = parts.Command
 
 // Process is a program running for a test. It ends with the test, with its
 // whole process group, and dies with the test binary on Linux.
-type Process struct {
-	// LogFile holds what the program wrote to stdout and stderr.
-	LogFile string
-
-	name    string
-	cmd     *exec.Cmd
-	exited  chan struct{}
-	waitErr error // read after exited is closed
-}
+type Process = parts.Process
 
 // Start runs c, waits until it is ready and stops it when the test ends. A
 // test that fails logs the end of what the program wrote.
 func Start(t testing.TB, c Command) *Process {
 	t.Helper()
-	p := newProcess(t, c)
-	if err := p.run(); err != nil {
-		t.Fatalf("start %s: %v", p.name, err)
-	}
-	t.Cleanup(func() {
-		p.Stop()
-		if t.Failed() {
-			t.Logf("the end of the log of %s:\n%s", p.name, tail(p.LogFile, tailBytes))
-		}
-	})
-	if err := p.waitReady(c); err != nil {
-		t.Fatalf("wait for %s: %v", p.name, err)
-	}
-	return p
-}
-
-func newProcess(t testing.TB, c Command) *Process {
-	t.Helper()
 	if c.Name == "" {
 		c.Name = filepath.Base(c.Path)
 	}
-	log, err := os.Create(filepath.Join(t.TempDir(), c.Name+".log"))
+	c.LogFile = filepath.Join(t.TempDir(), c.Name+".log")
+	p, err := parts.Start(t.Context(), c)
 	if err != nil {
-		t.Fatalf("create the log of %s: %v", c.Name, err)
+		t.Fatalf("%v\n%s", err, tail(c.LogFile, tailBytes))
 	}
-	t.Cleanup(func() { log.Close() })
-	cmd := exec.Command(c.Path, c.Args...)
-	cmd.Env = append(os.Environ(), c.Env...)
-	cmd.Dir = c.Dir
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = c.ExtraFiles
-	cmd.SysProcAttr = processAttributes()
-	return &Process{LogFile: log.Name(), name: c.Name, cmd: cmd, exited: make(chan struct{})}
+	endWith(t, p)
+	return p
 }
 
-// run starts the program and leaves a goroutine that reaps it. That goroutine
-// keeps its thread: the parent-death signal is sent when the starting thread
-// ends, not when the process does.
-func (p *Process) run() error {
-	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			p.waitErr = p.cmd.Wait()
-			close(p.exited)
+// endWith stops p when the test ends.
+func endWith(t testing.TB, p *Process) {
+	t.Cleanup(func() {
+		p.Stop()
+		if t.Failed() {
+			t.Logf("the end of %s:\n%s", p.LogFile, tail(p.LogFile, tailBytes))
 		}
-	}()
-	return <-started
-}
-
-func (p *Process) waitReady(c Command) error {
-	ready := c.Ready
-	if ready == nil && c.ReadyURL != "" {
-		ready = func(ctx context.Context) error { return fetchOK(ctx, c.Client, c.ReadyURL) }
-	}
-	if ready == nil {
-		return nil
-	}
-	timeout := c.ReadyTimeout
-	if timeout == 0 {
-		timeout = defaultReadyTimeout
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
-	defer cancel()
-	for {
-		err := ready(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-p.exited:
-			return fmt.Errorf("it ended before it was ready: %w", errors.Join(p.waitErr, err))
-		case <-ctx.Done():
-			return fmt.Errorf("not ready after %s: %w", timeout, err)
-		case <-time.After(readyPoll):
-		}
-	}
-}
-
-// Pid is the program's process id, which is also its process group's.
-func (p *Process) Pid() int { return p.cmd.Process.Pid }
-
-// Exited is closed once the program has ended.
-func (p *Process) Exited() <-chan struct{} { return p.exited }
-
-// Wait returns how the program ended, after it did.
-func (p *Process) Wait() error {
-	<-p.exited
-	return p.waitErr
-}
-
-// Log returns what the program has written so far.
-func (p *Process) Log() string {
-	b, err := os.ReadFile(p.LogFile)
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
-// Signal sends sig to the program alone.
-func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
-
-// Stop asks the process group to end, kills what is left after 10 s and
-// returns when the program is gone. It may be called again.
-func (p *Process) Stop() {
-	if !p.running() {
-		p.Kill()
-		return
-	}
-	p.signalGroup(syscall.SIGTERM)
-	select {
-	case <-p.exited:
-	case <-time.After(stopGrace):
-	}
-	p.Kill()
-}
-
-// Kill ends the process group at once with SIGKILL, as a power cut would, and
-// returns when the program is gone. It may be called again.
-func (p *Process) Kill() {
-	p.signalGroup(syscall.SIGKILL)
-	<-p.exited
-}
-
-func (p *Process) running() bool {
-	select {
-	case <-p.exited:
-		return false
-	default:
-		return true
-	}
-}
-
-// signalGroup ignores errors: the group may be gone already, which is the aim.
-func (p *Process) signalGroup(sig syscall.Signal) {
-	_ = syscall.Kill(-p.Pid(), sig)
-}
-
-// fetchOK is nil when url answers 200. A nil client is http.DefaultClient.
-func fetchOK(ctx context.Context, client *http.Client, url string) error {
-	if client == nil {
-		client = http.DefaultClient
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return fmt.Errorf("build the request for %s: %w", url, err)
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("GET %s: %s", url, resp.Status)
-	}
-	return nil
+	})
 }

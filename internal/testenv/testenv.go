@@ -7,12 +7,13 @@ package testenv
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/tabard-id/tabard/internal/parts"
 )
 
 // sbinDirs hold daemons and are often missing from a person's PATH.
@@ -76,29 +77,15 @@ func howToGet(binary string) string {
 	return fmt.Sprintf("%s is not installed: run `make deps` as root, or install the Debian package %s", binary, pkg)
 }
 
-// FreePort returns a TCP port on 127.0.0.1 that nobody listens on.
-//
-// It leaves a connection in TIME_WAIT on the port. While that lasts (60 s on
-// Linux) the kernel gives the port to nobody who asks for any port, in this
-// process or another, and a program that names it can still listen on it.
+// FreePort returns a TCP port on 127.0.0.1 that nobody listens on; see
+// parts.FreePort.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	port, err := parts.FreePort()
 	if err != nil {
-		t.Fatalf("find a free port: %v", err)
+		t.Fatal(err)
 	}
-	defer l.Close()
-	client, err := net.Dial("tcp4", l.Addr().String())
-	if err != nil {
-		t.Fatalf("reserve %s: %v", l.Addr(), err)
-	}
-	defer client.Close()
-	server, err := l.Accept()
-	if err != nil {
-		t.Fatalf("reserve %s: %v", l.Addr(), err)
-	}
-	server.Close() // The side that closes first keeps TIME_WAIT: it must be this one.
-	return l.Addr().(*net.TCPAddr).Port
+	return port
 }
 
 // writeFile writes a file only its owner reads, or ends the test.

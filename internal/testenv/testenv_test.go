@@ -3,9 +3,7 @@ package testenv
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -20,24 +18,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func TestFreePortIsNeverGivenTwice(t *testing.T) {
-	seen := map[int]bool{}
-	for range 300 {
-		port := FreePort(t)
-		if seen[port] {
-			t.Fatalf("port %d given twice", port)
-		}
-		seen[port] = true
-	}
-	for port := range seen {
-		l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
-		if err != nil {
-			t.Fatalf("a reserved port cannot be listened on: %v", err)
-		}
-		l.Close()
-	}
-}
 
 func TestCertificatesAreTrustedByTheirCAAlone(t *testing.T) {
 	ca, other := NewCA(t, t.TempDir()), NewCA(t, t.TempDir())
@@ -83,18 +63,6 @@ func TestProcessIsReadyAndStops(t *testing.T) {
 	waitGone(t, child)
 }
 
-func TestProcessThatEndsEarlyIsReported(t *testing.T) {
-	c := Command{Path: "/bin/sh", Args: []string{"-c", "exit 3"}, Ready: func(context.Context) error { return errors.New("not yet") }}
-	p := newProcess(t, c)
-	if err := p.run(); err != nil {
-		t.Fatal(err)
-	}
-	err := p.waitReady(c)
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") {
-		t.Fatalf("got %v", err)
-	}
-}
-
 // TestProcessDiesWithTheTestBinary kills a test binary that has a process
 // running, as a time-out or an impatient person does.
 func TestProcessDiesWithTheTestBinary(t *testing.T) {
@@ -136,7 +104,7 @@ func waitGone(t *testing.T, pid int) {
 		if err != nil || strings.Contains(string(stat), ") Z ") {
 			return
 		}
-		time.Sleep(readyPoll)
+		time.Sleep(20 * time.Millisecond)
 	}
 	t.Fatalf("process %d is still there", pid)
 }

@@ -12,7 +12,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/tabard-id/tabard/internal/testenv"
+	"github.com/tabard-id/tabard/internal/parts"
 )
 
 func main() {
@@ -28,14 +28,14 @@ func main() {
 
 func run(ctx context.Context, names []string, quiet bool) error {
 	if len(names) == 0 {
-		names = testenv.Parts()
+		names = parts.Names()
 	}
 	for _, name := range names {
 		if !quiet {
 			fmt.Printf("%-15s ", name)
 		}
 		start := time.Now()
-		path, err := testenv.Build(ctx, name)
+		path, err := parts.Build(ctx, name, nil)
 		if err != nil {
 			return err
 		}

@@ -1,6 +1,6 @@
-//go:build !linux
+//go:build unix && !linux
 
-package testenv
+package parts
 
 import "syscall"
 

@@ -1,4 +1,4 @@
-module github.com/tabard-id/tabard/internal/testenv/modules/kubelogin
+module github.com/tabard-id/tabard/internal/parts/modules/kubelogin
 
 go 1.26.4
 

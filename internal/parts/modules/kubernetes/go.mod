@@ -1,4 +1,4 @@
-module github.com/tabard-id/tabard/internal/testenv/modules/kubernetes
+module github.com/tabard-id/tabard/internal/parts/modules/kubernetes
 
 go 1.26.0
 

@@ -1,4 +1,4 @@
-module github.com/tabard-id/tabard/internal/testenv/modules/staticcheck
+module github.com/tabard-id/tabard/internal/parts/modules/staticcheck
 
 go 1.26.0
 

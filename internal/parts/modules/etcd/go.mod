@@ -1,4 +1,4 @@
-module github.com/tabard-id/tabard/internal/testenv/modules/etcd
+module github.com/tabard-id/tabard/internal/parts/modules/etcd
 
 go 1.26.0
 
