@@ -22,6 +22,7 @@ const (
 	deviceLife     = 10 * time.Minute
 	deviceMemory   = 10 * time.Minute // how long an expired code is still called expired
 	deviceInterval = 5 * time.Second
+	deviceSlowest  = time.Minute // and no slower
 	// userCodeAlphabet has no vowels and nothing that looks like something else
 	// (RFC 8628 section 6.1); 8 of its 20 letters are 34 bits.
 	userCodeAlphabet = "BCDFGHJKLMNPQRSTVWXZ"
@@ -326,12 +327,15 @@ func (s *Service) PollDevice(ctx context.Context, c *Client, deviceCode string) 
 }
 
 // pending paces a device that polls: one that comes too early waits 5 s longer from
-// then on (RFC 8628 section 3.5).
+// then on (RFC 8628 section 3.5). One that never listens costs no more writes.
 func (s *Service) pending(ctx context.Context, id string, revision int64, rec device, now time.Time) error {
 	answer := ErrPending
 	if now.Before(rec.NextPoll) {
+		if rec.Interval >= deviceSlowest {
+			return ErrSlowDown
+		}
 		answer = ErrSlowDown
-		rec.Interval = min(rec.Interval+deviceInterval, time.Minute)
+		rec.Interval += deviceInterval
 	}
 	rec.NextPoll = now.Add(rec.Interval - time.Second).UTC() // a second for the way
 	err := s.writeDevice(ctx, nil, id, revision, rec)

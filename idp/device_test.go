@@ -109,6 +109,23 @@ func TestDeviceThatPollsTooFast(t *testing.T) {
 	}
 }
 
+func TestDeviceThatNeverListens(t *testing.T) {
+	h := newHouse(t)
+	d := h.startDevice("kubernetes")
+	n := h.writes("device")
+	for i := range 200 {
+		if _, err := h.PollDevice(h.ctx, h.client("kubernetes"), d.DeviceCode); !errors.Is(err, ErrSlowDown) && i > 0 {
+			t.Fatal(err)
+		}
+	}
+	if *n > 15 {
+		t.Errorf("200 polls made %d writes", *n)
+	}
+	h.clock.pass(deviceSlowest)
+	_, err := h.PollDevice(h.ctx, h.client("kubernetes"), d.DeviceCode)
+	wantErr(t, err, ErrPending)
+}
+
 func TestDeviceTwentyAtOnce(t *testing.T) {
 	h := newHouse(t)
 	d := h.startDevice("kubernetes")
