@@ -10,17 +10,30 @@ PACKAGES ?= ./...
 P        ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 TIMEOUT  ?= 20m
 FUZZTIME ?= 5s
+# Flags of `tabard demo`, e.g. DEMO=--no-cluster.
+DEMO     ?=
+# Name and platforms of `make image`.
+IMAGE     ?= localhost/tabard:dev
+PLATFORMS ?= linux/amd64,linux/arm64
 # File that the counts of `make check` are also written to.
 SUMMARY  ?=
 PARTS    := go run ./internal/testenv/cmd/parts
 
-.PHONY: help build test deps tools lint check fuzz soak bench clean
+.PHONY: help demo build image test deps tools lint check fuzz soak bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+demo: ## sign-in page, sample directory and a real cluster on this machine; only Go is needed
+	@command -v go >/dev/null || { echo "demo: the go command is not in PATH: install Go 1.26 or newer from https://go.dev/dl" >&2; exit 1; }
+	@$(MAKE) --no-print-directory build
+	@./bin/tabard demo $(DEMO)
+
 build: ## static binaries in ./bin
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+image: ## container image in bin/tabard.oci.tar, IMAGE=localhost/tabard:dev; no engine needed
+	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 0)} go run ./deploy/image -o bin/tabard.oci.tar -name "$(IMAGE)" -version "$(VERSION)" -platforms "$(PLATFORMS)"
 
 test: deps tools lint build check fuzz ## everything below but soak and bench; installs what it needs where it may
 

@@ -46,7 +46,7 @@ func shell(t *testing.T, script string, ready error) Command {
 
 func TestProcessThatEndsEarlyIsReported(t *testing.T) {
 	_, err := Start(t.Context(), shell(t, "echo why; exit 3", errors.New("not yet")))
-	if err == nil || !strings.Contains(err.Error(), "exit status 3") {
+	if err == nil || !strings.Contains(err.Error(), "exit status 3") || !strings.HasSuffix(err.Error(), "ends with: why") {
 		t.Fatalf("got %v", err)
 	}
 }

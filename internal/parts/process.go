@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -78,7 +79,7 @@ func Start(ctx context.Context, c Command) (*Process, error) {
 	}
 	if err := p.waitReady(ctx, c); err != nil {
 		p.Stop()
-		return nil, fmt.Errorf("wait for %s (its log is %s): %w", p.name, p.LogFile, err)
+		return nil, fmt.Errorf("wait for %s: %w: its log %s ends with: %s", p.name, err, p.LogFile, lastLine(p.Log()))
 	}
 	return p, nil
 }
@@ -184,6 +185,13 @@ func (p *Process) running() bool {
 	default:
 		return true
 	}
+}
+
+// lastLine is the last line of log that is not empty, cut to 400 bytes.
+func lastLine(log string) string {
+	log = strings.TrimSpace(log)
+	line := log[strings.LastIndexByte(log, '\n')+1:]
+	return line[:min(len(line), 400)]
 }
 
 // fetchOK is nil when url answers 200. A nil client is http.DefaultClient.
