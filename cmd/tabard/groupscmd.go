@@ -48,7 +48,7 @@ func (f *groupsFlags) command(use, short string, check cobra.PositionalArgs, do 
 				return err
 			}
 			if f.config == "" {
-				client, _, err := signedIn(f.server)
+				client, _, err := signedIn(cmd, f.server)
 				if err != nil {
 					return err
 				}

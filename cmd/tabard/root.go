@@ -14,6 +14,8 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+
+	exitInterrupted = 130 // as a shell says it of SIGINT
 )
 
 // usageError says that a command was called wrongly.
@@ -36,6 +38,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitFailed
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(stderr, "tabard: interrupted")
+		return exitInterrupted
 	case errors.As(err, &wrongUse):
 		fmt.Fprintf(stderr, "tabard: %v\nSee `tabard --help`.\n", err)
 		return exitUsage

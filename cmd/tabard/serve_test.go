@@ -273,8 +273,8 @@ func TestWrongUse(t *testing.T) {
 		args []string
 		want string
 	}{
-		"never signed in": {[]string{"whoami", "--server", "id.corp.example"}, "tabard: not signed in: sign in with `tabard login`\n"},
-		"no terminal":     {[]string{"login", "--server", "id.corp.example", "--prompt"}, "tabard: there is no terminal to ask for the password in: use --browser, or --username with --password-stdin\n"},
+		"never signed in": {[]string{"whoami", "--server", "id.corp.example"}, "tabard: not signed in: sign in with `tabard login` or `kubectl tabard login`\n"},
+		"no terminal":     {[]string{"login", "--server", "id.corp.example", "--prompt"}, "tabard: there is no terminal to ask in: use --browser, --device, or --username with --password-stdin\n"},
 		"no CA":           {[]string{"login", "--server", "id.corp.example", "--browser", "--ca-file", "nowhere"}, "tabard: --ca-file nowhere does not exist: create it or correct the path\n"},
 	} {
 		if code, _, stderr := command(t, tc.args...); code != exitFailed || stderr != tc.want {

@@ -24,6 +24,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	os.Setenv("TABARD_KEYRING", "off") // the developer's own
 	if dir := os.Getenv("TEST_REFRESH_DIR"); dir != "" {
 		os.Exit(refreshOnce(dir))
 	}
@@ -32,9 +33,9 @@ func TestMain(m *testing.M) {
 
 // refreshOnce is what a process started by TestOneRefresh does.
 func refreshOnce(dir string) int {
-	c, err := OpenCache(dir)
+	c, err := OpenCache(dir, nil)
 	if err == nil {
-		_, err = c.Token(context.Background(), c.Last())
+		_, err = c.ClusterToken(context.Background(), Account{Server: c.Last()}, "prod", nil)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -48,6 +49,7 @@ func refreshOnce(dir string) int {
 type fake struct {
 	*httptest.Server
 	refreshes atomic.Int64
+	exchanges atomic.Int64
 	faults    atomic.Int64 // this many token requests fail first
 	token     http.HandlerFunc
 	challenge string
@@ -75,6 +77,16 @@ func newFake(t *testing.T) *fake {
 		}
 		f.answerToken(w, r)
 	})
+	mux.HandleFunc("GET /api/v1/clusters", func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer e30.") {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		json.NewEncoder(w).Encode(ClusterList{[]Cluster{{Name: "staging", ClientID: "prod"}, {Name: "prod", ClientID: "kubernetes"}, {Name: "closed", ClientID: "closed"}}})
+	})
+	mux.HandleFunc("POST /device_authorization", func(w http.ResponseWriter, r *http.Request) {
+		json.NewEncoder(w).Encode(deviceAnswer{DeviceCode: "d", UserCode: "ABCD\x1b-EFGH", URL: f.URL + "/device", Interval: 1, Expires: 60})
+	})
 	mux.HandleFunc("POST /revoke", func(w http.ResponseWriter, r *http.Request) {
 		if r.FormValue("token") != "refresh-0" {
 			w.WriteHeader(http.StatusServiceUnavailable)
@@ -89,9 +101,9 @@ func (f *fake) ca() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: f.Certificate().Raw}))
 }
 
-func (f *fake) idToken() string {
+func (f *fake) idToken(audience string) string {
 	now := time.Now().Add(-30 * 365 * 24 * time.Hour) // a server whose clock is far off
-	b, _ := json.Marshal(map[string]any{"iss": f.URL, "aud": []string{"other", clientID}, "iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(), "nonce": f.nonce})
+	b, _ := json.Marshal(map[string]any{"iss": f.URL, "aud": []string{"other", audience}, "iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix(), "nonce": f.nonce})
 	return "e30." + base64.RawURLEncoding.EncodeToString(b) + ".c2ln"
 }
 
@@ -100,10 +112,20 @@ func (f *fake) answerToken(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}
-	if r.FormValue("grant_type") == "refresh_token" {
+	switch r.FormValue("grant_type") {
+	case "refresh_token":
 		f.refreshes.Add(1)
+	case "urn:ietf:params:oauth:grant-type:token-exchange":
+		f.exchanges.Add(1)
+		if r.FormValue("audience") == "closed" {
+			w.WriteHeader(http.StatusBadRequest)
+			io.WriteString(w, `{"error":"access_denied","error_description":"your groups give you no access"}`)
+			return
+		}
+		json.NewEncoder(w).Encode(map[string]any{"access_token": f.idToken(r.FormValue("audience"))})
+		return
 	}
-	json.NewEncoder(w).Encode(map[string]any{"id_token": f.idToken(), "refresh_token": "refresh-1", "expires_in": 1})
+	json.NewEncoder(w).Encode(map[string]any{"id_token": f.idToken(clientID), "refresh_token": "refresh-1", "expires_in": 1})
 }
 
 func (f *fake) authorize(w http.ResponseWriter, r *http.Request) {
@@ -192,7 +214,7 @@ func TestPrompt(t *testing.T) {
 			if fmt.Sprint(err) != cmpOr(tc.err, "<nil>") || strings.Join(told, "|") != tc.told {
 				t.Fatalf("err %v, told %q", err, told)
 			}
-			if tc.err == "" && (l.RefreshToken != "refresh-1" || !l.usable(4*time.Minute) || l.usable(6*time.Minute)) {
+			if tc.err == "" && (l.RefreshToken != "refresh-1" || !lives(l.Token, 4*time.Minute, 5*time.Minute)) {
 				t.Errorf("login %+v", l)
 			}
 			if tc.users[0] == "bob" && strings.Join(offered, ",") != "corp,lab" {
@@ -263,7 +285,7 @@ func TestBrowser(t *testing.T) {
 			defer s.Close()
 			open := visit(t, tc.change)
 			l, err := s.Browser(t.Context(), "", func(target string) error { f.nonce = s.nonce; return open(target) })
-			if tc.err == "" && (err != nil || l.IDToken == "") || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
+			if tc.err == "" && (err != nil || l.Token.Raw == "") || tc.err != "" && (err == nil || !strings.Contains(err.Error(), tc.err)) {
 				t.Errorf("login %+v, err %v", l, err)
 			}
 		})
@@ -274,7 +296,7 @@ func TestWrongNonceIsRefused(t *testing.T) {
 	f := newFake(t)
 	f.nonce = "another"
 	l := Login{Server: f.URL}
-	if _, err := l.with(tokenAnswer{IDToken: f.idToken()}, "mine"); err == nil {
+	if _, err := l.with(tokenAnswer{IDToken: f.idToken(clientID)}, "mine"); err == nil {
 		t.Error("accepted an id_token with another nonce")
 	}
 	for _, token := range []string{"", "a.b", "e30.e30.x", "e30.!.x"} {
@@ -284,13 +306,27 @@ func TestWrongNonceIsRefused(t *testing.T) {
 	}
 }
 
+// login is one whose id_token has expired.
+func (f *fake) login() Login {
+	past := time.Now().Add(-time.Minute)
+	return Login{Server: f.URL, CA: f.ca(), Token: Token{Raw: "old", Expiry: past, Renew: past}, RefreshToken: "refresh-0"}
+}
+
+func (f *fake) account() Account { return Account{Server: f.URL} }
+
+// lives says whether t has between least and most left.
+func lives(t Token, least, most time.Duration) bool {
+	left := time.Until(t.Renew)
+	return left > least && left < most && t.Expiry.After(t.Renew)
+}
+
 // cached is a cache with an expired login at f.
 func cached(t *testing.T, f *fake) *Cache {
-	c, err := OpenCache(filepath.Join(t.TempDir(), "tabard"))
+	c, err := OpenCache(filepath.Join(t.TempDir(), "tabard"), func(m string) { t.Log(m) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Save(Login{Server: f.URL, CA: f.ca(), IDToken: "old", RefreshToken: "refresh-0", Expiry: time.Now().Add(-time.Minute)}); err != nil {
+	if err := c.Add(t.Context(), f.login()); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -302,7 +338,7 @@ func TestOneRefresh(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			if token, err := c.Token(t.Context(), f.URL); err != nil || strings.Count(token, ".") != 2 {
+			if token, err := c.Token(t.Context(), f.account()); err != nil || strings.Count(token, ".") != 2 {
 				t.Errorf("token %q: %v", token, err)
 			}
 		})
@@ -320,7 +356,10 @@ func TestOneRefresh(t *testing.T) {
 	if n := f.refreshes.Load(); n != 1 {
 		t.Errorf("%d refreshes, want 1", n)
 	}
-	if l, _ := c.Load(f.URL); l.RefreshToken != "refresh-1" {
+	if n := f.exchanges.Load(); n != 1 {
+		t.Errorf("%d exchanges, want 1", n)
+	}
+	if l, _ := c.Load(f.account()); l.RefreshToken != "refresh-1" {
 		t.Errorf("cached %+v", l)
 	}
 }
@@ -332,8 +371,8 @@ func TestCacheFilesArePrivate(t *testing.T) {
 		t.Errorf("folder %v", fi.Mode())
 	}
 	entries, _ := os.ReadDir(c.dir)
-	if len(entries) != 2 {
-		t.Errorf("%d files, want the login and the last server", len(entries))
+	if len(entries) != 4 {
+		t.Errorf("%d files, want the login, its lock, whose it is and the last server", len(entries))
 	}
 	for _, e := range entries {
 		if fi, _ := e.Info(); fi.Mode().Perm() != 0o600 {
@@ -373,10 +412,10 @@ func TestRefreshFaults(t *testing.T) {
 			f.token = tc.token
 			f.faults.Store(tc.faults)
 			c := cached(t, f)
-			l, _ := c.Load(f.URL)
+			l, _ := c.Load(f.account())
 			if tc.left > 0 {
-				l.Expiry = time.Now().Add(tc.left)
-				c.Save(l)
+				l.Token.Expiry = time.Now().Add(tc.left)
+				c.Add(t.Context(), l)
 			}
 			ctx := t.Context()
 			if tc.deadline > 0 {
@@ -384,12 +423,12 @@ func TestRefreshFaults(t *testing.T) {
 				ctx, cancel = context.WithTimeout(ctx, tc.deadline)
 				defer cancel()
 			}
-			_, err := c.Token(ctx, f.URL)
+			_, err := c.Token(ctx, f.account())
 			var temporary *TemporaryError
 			if errors.As(err, &temporary) != tc.temporary || errors.Is(err, ErrSignInAgain) != tc.again || !tc.temporary && !tc.again && err != nil {
 				t.Fatalf("err %v", err)
 			}
-			after, _ := c.Load(f.URL)
+			after, _ := c.Load(f.account())
 			if kept := after.RefreshToken != ""; kept == tc.again || after.CA == "" {
 				t.Errorf("after %v the cache holds %+v", err, after)
 			}
@@ -400,17 +439,17 @@ func TestRefreshFaults(t *testing.T) {
 func TestLogout(t *testing.T) {
 	f := newFake(t)
 	c := cached(t, f)
-	if err := c.Logout(t.Context(), f.URL); err != nil {
+	if err := c.Logout(t.Context(), f.account()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Token(t.Context(), f.URL); !errors.Is(err, ErrNoLogin) {
+	if _, err := c.Token(t.Context(), f.account()); !errors.Is(err, ErrNoLogin) {
 		t.Errorf("after logout: %v", err)
 	}
-	c.Save(Login{Server: f.URL, CA: f.ca(), RefreshToken: "unknown to the server"})
-	if err := c.Logout(t.Context(), f.URL); err == nil || !strings.Contains(err.Error(), "signed out here") {
+	c.Add(t.Context(), Login{Server: f.URL, CA: f.ca(), RefreshToken: "unknown to the server"})
+	if err := c.Logout(t.Context(), f.account()); err == nil || !strings.Contains(err.Error(), "signed out here") {
 		t.Errorf("the server could not be told: %v", err)
 	}
-	if _, err := c.Load(f.URL); !errors.Is(err, ErrNoLogin) {
+	if _, err := c.Load(f.account()); !errors.Is(err, ErrNoLogin) {
 		t.Errorf("after a failed revocation: %v", err)
 	}
 }

@@ -10,92 +10,222 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/gofrs/flock"
 )
 
 // ErrNoLogin: nobody has signed in to that server on this account.
-var ErrNoLogin = errors.New("not signed in: sign in with `tabard login`")
+var ErrNoLogin = errors.New("not signed in: sign in with `tabard login` or `kubectl tabard login`")
 
-// Login is what the cache keeps of one server.
+// Account names a login in the cache.
+type Account struct {
+	Server string // as ServerURL returns it
+	User   string // as given with --username; "" is the last one who signed in there
+}
+
+// Login is what the cache keeps of one account.
 type Login struct {
-	Server       string    `json:"server"`       // issuer URL, see ServerURL
-	CA           string    `json:"ca,omitempty"` // PEM, trusted besides the system's roots
-	IDToken      string    `json:"idToken,omitempty"`
-	RefreshToken string    `json:"refreshToken,omitempty"`
-	Expiry       time.Time `json:"expiry,omitzero"` // of IDToken, by this machine's clock
+	Server       string           `json:"server"`
+	User         string           `json:"user,omitempty"`
+	CA           string           `json:"ca,omitempty"` // PEM, trusted besides the system's roots
+	Token        Token            `json:"token"`
+	RefreshToken string           `json:"refreshToken,omitempty"`
+	Keyring      bool             `json:"keyring,omitempty"` // the refresh token is there, not here
+	Clusters     map[string]Token `json:"clusters,omitempty"`
 }
 
-// lifetimeMargin is how much life an id_token must have left to be used without
-// a refresh.
-const lifetimeMargin = 30 * time.Second
+func (l Login) account() Account { return Account{l.Server, l.User} }
 
-func (l Login) usable(margin time.Duration) bool {
-	return l.IDToken != "" && time.Until(l.Expiry) > margin
+// Token is an id_token as the cache keeps it.
+type Token struct {
+	Raw    string    `json:"raw,omitempty"`
+	Expiry time.Time `json:"expiry,omitzero"` // by this machine's clock
+	Renew  time.Time `json:"renew,omitzero"`  // from when on a new one is asked for
 }
 
-// Cache keeps logins in files of their own, which only the person can read. It
-// is shared by all processes of the person; a lock is held across each refresh.
-type Cache struct{ dir string }
+func (t Token) fresh() bool { return t.Raw != "" && time.Now().Before(t.Renew) }
+func (t Token) alive() bool { return t.Raw != "" && time.Now().Before(t.Expiry) }
+
+// Cache keeps logins in files of their own, which only the person can read, and
+// refresh tokens in the keyring where there is one. It is shared by all processes
+// of the person: a lock is held across each refresh. What cannot be kept on disk
+// is kept as long as the process lives.
+type Cache struct {
+	// Wait bounds how long the lock is waited for, and how long a refresh with its
+	// exchange may take.
+	Wait time.Duration
+
+	dir  string // "": there is none
+	warn func(string)
+	ring ring
+
+	mu   sync.Mutex
+	kept map[string]Login // by path: what could not be written
+	told map[string]bool  // warnings that were given
+}
 
 // OpenCache returns the cache in dir, or in the person's cache folder when dir is
-// empty.
-func OpenCache(dir string) (*Cache, error) {
+// empty. When there can be no such folder, the error says why and the Cache is in
+// memory alone. warn is told, once each, of broken files and the like; it may be nil.
+func OpenCache(dir string, warn func(string)) (*Cache, error) {
+	c := &Cache{Wait: 30 * time.Second, warn: warn, ring: systemKeyring(), kept: map[string]Login{}, told: map[string]bool{}}
 	if dir == "" {
 		base, err := os.UserCacheDir()
 		if err != nil {
-			return nil, fmt.Errorf("find the cache folder: %w: set HOME or XDG_CACHE_HOME", err)
+			return c, fmt.Errorf("find the cache folder: %w: set HOME or XDG_CACHE_HOME, or use --cache-dir", err)
 		}
 		dir = filepath.Join(base, "tabard")
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the token cache: %w", err)
+	dir, err := filepath.Abs(dir)
+	if err == nil {
+		err = os.MkdirAll(dir, 0o700)
 	}
-	return &Cache{dir: dir}, nil
+	if err != nil {
+		return c, fmt.Errorf("make the token cache: %w: use --cache-dir with a folder that can be written", err)
+	}
+	c.dir = dir
+	return c, nil
 }
 
-func (c *Cache) path(server, ext string) string {
-	sum := sha256.Sum256([]byte(server))
+func (c *Cache) tell(format string, args ...any) {
+	msg := fmt.Sprintf(format, args...)
+	c.mu.Lock()
+	told := c.told[msg]
+	c.told[msg] = true
+	c.mu.Unlock()
+	if c.warn != nil && !told {
+		c.warn(msg)
+	}
+}
+
+func (c *Cache) path(a Account, ext string) string {
+	sum := sha256.Sum256([]byte(a.Server + "\n" + strings.ToLower(a.User)))
 	return filepath.Join(c.dir, hex.EncodeToString(sum[:8])+ext)
 }
 
-// Load returns the login at server, or ErrNoLogin.
-func (c *Cache) Load(server string) (Login, error) {
-	b, err := os.ReadFile(c.path(server, ".json"))
+// whose is a with the name of the last one who signed in, where it has none.
+func (c *Cache) whose(a Account) Account {
+	if a.User == "" && c.dir != "" {
+		b, _ := os.ReadFile(c.path(a, ".user")) // absent: the one without a name
+		a.User = string(b)
+	}
+	return a
+}
+
+// Load returns the login of a, or ErrNoLogin. A file that is broken, or that
+// others could read, is none.
+func (c *Cache) Load(a Account) (Login, error) {
+	a = c.whose(a)
+	path := c.path(a, ".json")
+	c.mu.Lock()
+	l, ok := c.kept[path]
+	c.mu.Unlock()
+	if ok {
+		return l, nil
+	}
+	if c.dir == "" {
+		return Login{}, ErrNoLogin
+	}
+	fi, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Login{}, ErrNoLogin
 	}
-	if err != nil {
-		return Login{}, fmt.Errorf("read the token cache: %w", err)
+	var b []byte
+	if err == nil {
+		b, err = os.ReadFile(path)
 	}
-	var l Login
-	if json.Unmarshal(b, &l) != nil || l.Server != server {
-		return Login{}, ErrNoLogin
+	switch {
+	case err != nil:
+		c.tell("the token cache %s cannot be read and counts as signed out: %v", path, err)
+	case runtime.GOOS != "windows" && fi.Mode().Perm()&0o077 != 0:
+		c.tell("other accounts could read the token cache %s, so it counts as signed out: sign in again, and end your sessions if it was read", path)
+	case json.Unmarshal(b, &l) != nil || l.Server != a.Server || !strings.EqualFold(l.User, a.User):
+		c.tell("the token cache %s is damaged and counts as signed out", path)
+	default:
+		return l, nil
 	}
-	return l, nil
+	return Login{}, ErrNoLogin
 }
 
-// Save stores l and remembers its server as the last one.
-func (c *Cache) Save(l Login) error {
+// CA returns the certificates, PEM, that the server of a was last reached with.
+func (c *Cache) CA(a Account) string {
+	for _, who := range []Account{a, {Server: a.Server}} {
+		if l, err := c.Load(who); err == nil && l.CA != "" {
+			return l.CA
+		}
+	}
+	return ""
+}
+
+// Add stores a new login and makes it the one that is used when nobody is named.
+func (c *Cache) Add(ctx context.Context, l Login) error {
+	unlock, err := c.lock(ctx, l.account())
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.add(&l)
+}
+
+// add is Add under the lock.
+func (c *Cache) add(l *Login) error {
+	l.Keyring = c.ring.use
+	err := c.save(l)
+	if err == nil {
+		err = c.write(c.path(Account{Server: l.Server}, ".user"), []byte(l.User))
+	}
+	if err == nil {
+		err = c.write(filepath.Join(c.dir, "last"), []byte(l.Server))
+	}
+	return err
+}
+
+// save writes l, its refresh token into the keyring if l says so and that works;
+// l is then as it was written.
+func (c *Cache) save(l *Login) error {
+	if l.Keyring && l.RefreshToken != "" {
+		if err := c.ring.put(c.ringKey(l.account()), l.RefreshToken); err == nil {
+			l.RefreshToken = ""
+		} else {
+			c.tell("the keyring does not take the login, so it is kept in a file: %v", err)
+			l.Keyring = false
+		}
+	}
 	b, err := json.Marshal(l)
 	if err != nil {
 		return fmt.Errorf("encode the login: %w", err)
 	}
-	if err := c.write(c.path(l.Server, ".json"), b); err != nil {
-		return err
+	return c.write(c.path(l.account(), ".json"), b)
+}
+
+// keep is save, or memory where nothing can be written.
+func (c *Cache) keep(l *Login, save func(*Login) error) {
+	if err := save(l); err != nil {
+		c.tell("the login cannot be kept: %v", err)
+		c.mu.Lock()
+		c.kept[c.path(l.account(), ".json")] = *l
+		c.mu.Unlock()
 	}
-	return c.write(filepath.Join(c.dir, "last"), []byte(l.Server))
 }
 
 // write replaces a file in one step, so that a reader sees the old or the new.
 func (c *Cache) write(path string, b []byte) error {
+	if c.dir == "" {
+		return errors.New("there is no folder for the token cache")
+	}
 	f, err := os.CreateTemp(c.dir, ".new-") // mode 0600
 	if err != nil {
 		return fmt.Errorf("write the token cache: %w", err)
 	}
 	_, err = f.Write(b)
 	err = errors.Join(err, f.Sync(), f.Close())
+	if fi, no := os.Lstat(path); err == nil && no == nil && fi.IsDir() {
+		err = os.Rename(path, f.Name()+".folder") // something put it where a file belongs
+	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
@@ -105,9 +235,17 @@ func (c *Cache) write(path string, b []byte) error {
 	return nil
 }
 
-// Remove forgets the login at server. Forgetting none is no error.
-func (c *Cache) Remove(server string) error {
-	if err := os.Remove(c.path(server, ".json")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+// remove forgets the login l, in the keyring too.
+func (c *Cache) remove(l Login) error {
+	c.dropSecret(l)
+	path := c.path(l.account(), ".json")
+	c.mu.Lock()
+	delete(c.kept, path)
+	c.mu.Unlock()
+	if c.dir == "" {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove the login: %w", err)
 	}
 	return nil
@@ -115,90 +253,32 @@ func (c *Cache) Remove(server string) error {
 
 // Last returns the server of the last sign-in, or "".
 func (c *Cache) Last() string {
+	if c.dir == "" {
+		return ""
+	}
 	b, _ := os.ReadFile(filepath.Join(c.dir, "last"))
 	return string(b)
 }
 
-// lock takes the lock of one server, waiting until ctx ends.
-func (c *Cache) lock(ctx context.Context, server string) (unlock func(), err error) {
-	l := flock.New(c.path(server, ".lock"), flock.SetPermissions(0o600))
-	if _, err := l.TryLockContext(ctx, 20*time.Millisecond); err != nil {
-		return nil, fmt.Errorf("another command holds the token cache: wait for it or end it: %w", err)
+// lock takes the lock of one account, waiting until c.Wait is over or ctx ends.
+// Where no lock file can be made it goes without.
+func (c *Cache) lock(ctx context.Context, a Account) (unlock func(), err error) {
+	if c.dir == "" {
+		return func() {}, nil
 	}
-	return func() { l.Close() }, nil
-}
-
-// Token returns an id_token of server that lives for a while yet, refreshing it
-// first when needed. Of many callers at once, in any process, one refreshes.
-// Errors: ErrNoLogin, ErrSignInAgain, *TemporaryError.
-func (c *Cache) Token(ctx context.Context, server string) (string, error) {
-	if l, err := c.Load(server); err != nil || l.usable(lifetimeMargin) {
-		return l.IDToken, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
-	unlock, err := c.lock(ctx, server)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	l, err := c.Load(server) // again: whoever held the lock may have refreshed
-	if err != nil || l.usable(lifetimeMargin) {
-		return l.IDToken, err
-	}
-	return c.refresh(ctx, l)
-}
-
-// refresh is called under the lock.
-func (c *Cache) refresh(ctx context.Context, l Login) (string, error) {
-	if l.RefreshToken == "" {
-		return "", ErrSignInAgain
-	}
-	next, err := Refresh(ctx, l)
-	var temporary *TemporaryError
+	path := c.path(a, ".lock")
+	l := flock.New(path, flock.SetPermissions(0o600))
+	_, err = l.TryLockContext(ctx, 20*time.Millisecond)
 	switch {
 	case err == nil:
-		return next.IDToken, c.Save(next)
-	case errors.As(err, &temporary) && l.usable(0):
-		return l.IDToken, nil
-	case errors.Is(err, ErrSignInAgain):
-		l.IDToken, l.RefreshToken = "", "" // the CA stays for the next sign-in
-		return "", errors.Join(err, c.Save(l))
+		return func() { l.Close() }, nil
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, fmt.Errorf("another command, which may wait for somebody to sign in, holds the lock %s: let it finish or end it, then try again", path)
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
 	}
-	return "", err
-}
-
-// Client returns a Client that acts as the person signed in to server.
-func (c *Cache) Client(server string) (*Client, error) {
-	l, err := c.Load(server)
-	if err != nil {
-		return nil, err
-	}
-	hc, err := HTTPClient(l.CA)
-	if err != nil {
-		return nil, err
-	}
-	return NewClient(server, hc, func(ctx context.Context) (string, error) { return c.Token(ctx, server) }), nil
-}
-
-// Logout revokes the login at server and forgets it. What could not be revoked is
-// forgotten all the same, and the error says so.
-func (c *Cache) Logout(ctx context.Context, server string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	unlock, err := c.lock(ctx, server)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	l, err := c.Load(server)
-	if err != nil {
-		return err
-	}
-	if l.RefreshToken != "" {
-		if err = revoke(ctx, l); err != nil {
-			err = fmt.Errorf("signed out here, but the server could not be told, so the session lasts until it times out: %w", err)
-		}
-	}
-	return errors.Join(err, c.Remove(server))
+	c.tell("the token cache cannot be locked, so two commands may refresh at once: %v", err)
+	return func() {}, nil
 }

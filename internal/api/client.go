@@ -20,7 +20,7 @@ import (
 const maxBody = 4 << 20
 
 // ErrSignInAgain: the server no longer accepts what the cache holds.
-var ErrSignInAgain = errors.New("you are signed out: sign in again with `tabard login`")
+var ErrSignInAgain = errors.New("you are signed out: sign in again with `tabard login` or `kubectl tabard login`")
 
 // Client sends requests to the JSON API of one server. It is safe for concurrent
 // use.
@@ -92,6 +92,13 @@ func (c *Client) Me(ctx context.Context) (Me, error) {
 	var me Me
 	err := c.do(ctx, http.MethodGet, "/api/v1/me", nil, &me)
 	return me, err
+}
+
+// Clusters lists the clusters whose rules give the caller a token.
+func (c *Client) Clusters(ctx context.Context) ([]Cluster, error) {
+	var list ClusterList
+	err := c.do(ctx, http.MethodGet, "/api/v1/clusters", nil, &list)
+	return list.Clusters, err
 }
 
 // Groups lists the local groups.

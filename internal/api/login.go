@@ -84,13 +84,16 @@ func (s *SignIn) authorizeURL(redirect, hint string) string {
 	return s.login.Server + "/authorize?" + q.Encode()
 }
 
-// Browser signs in through a browser: it listens on 127.0.0.1, calls open with
+// Browser signs in through a browser: it listens on loopback, calls open with
 // the URL that the browser has to visit, and waits for it to come back until ctx
 // ends. hint is put into the form as the username and may be empty.
 func (s *SignIn) Browser(ctx context.Context, hint string, open func(url string) error) (Login, error) {
 	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp4", "127.0.0.1:0")
 	if err != nil {
-		return Login{}, fmt.Errorf("listen for the browser: %w: use --prompt", err)
+		l, err = (&net.ListenConfig{}).Listen(ctx, "tcp6", "[::1]:0")
+	}
+	if err != nil {
+		return Login{}, fmt.Errorf("listen for the browser: %w: use --prompt or --device", err)
 	}
 	redirect := "http://" + l.Addr().String() + "/callback"
 	answers := make(chan url.Values, 1)
@@ -112,9 +115,22 @@ func (s *SignIn) Browser(ctx context.Context, hint string, open func(url string)
 	case q := <-answers:
 		return s.finish(ctx, q, redirect)
 	case <-ctx.Done():
-		return Login{}, errors.New("nobody signed in in the browser in time: run the command again, or use --prompt")
+		return Login{}, tooLate(ctx, "nobody signed in in the browser in time: run the command again, or use --prompt or --device")
 	}
 }
+
+// tooLate is msg when a deadline ended ctx, and its own error when the person did.
+func tooLate(ctx context.Context, msg string) error {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return errors.New(msg)
+	}
+	return ctx.Err()
+}
+
+// callbackPage is what the browser shows at the end.
+const callbackPage = `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>%s</title>
+<style>body{font:1.1rem/1.5 system-ui,sans-serif;margin:15vh auto;max-width:30rem;padding:0 1rem;color-scheme:light dark}</style><h1>%s</h1><p>%s</p>
+`
 
 // callback serves the redirect URI. Only an answer with our state counts; others
 // are turned away and the wait goes on.
@@ -122,18 +138,24 @@ func (s *SignIn) callback(answers chan<- url.Values) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /callback", func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
-		h.Set("Content-Type", "text/plain; charset=utf-8")
+		h.Set("Content-Type", "text/html; charset=utf-8")
+		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
 		h.Set("Cache-Control", "no-store")
 		h.Set("Referrer-Policy", "no-referrer")
 		if !s.ours(r.URL.Query()) {
-			http.Error(w, "This is not the answer to the sign-in that waits here.", http.StatusBadRequest)
+			w.WriteHeader(http.StatusBadRequest)
+			fmt.Fprintf(w, callbackPage, "Not this one", "Not this one", "This is not the answer to the sign-in that waits here.")
 			return
 		}
 		select {
 		case answers <- r.URL.Query():
 		default: // one answer is enough
 		}
-		io.WriteString(w, "Done. Go back to the terminal; this window can be closed.\n")
+		title := "Signed in"
+		if r.URL.Query().Get("error") != "" {
+			title = "Not signed in"
+		}
+		fmt.Fprintf(w, callbackPage, title, title, "Go back to the terminal; this window can be closed.")
 	})
 	return mux
 }

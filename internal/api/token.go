@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,16 @@ const clientID = "tabard"
 // still good.
 type TemporaryError struct{ Cause error }
 
+// temporarily makes err a *TemporaryError unless the server's certificate is to
+// blame, which no waiting mends.
+func temporarily(err error) error {
+	var certificate *tls.CertificateVerificationError
+	if errors.As(err, &certificate) {
+		return err
+	}
+	return &TemporaryError{err}
+}
+
 func (e *TemporaryError) Error() string {
 	return "the server cannot refresh the login now, try again in a moment (you are still signed in): " + e.Cause.Error()
 }
@@ -31,43 +42,19 @@ func (e *TemporaryError) Unwrap() error { return e.Cause }
 // tokenAnswer is the answer of the token endpoint (RFC 6749 sections 5.1, 5.2).
 type tokenAnswer struct {
 	IDToken      string `json:"id_token"`
+	AccessToken  string `json:"access_token"`
 	RefreshToken string `json:"refresh_token"`
 	Error        string `json:"error"`
+	Description  string `json:"error_description"`
 }
 
-// Limits of one refresh: tries, and time for each.
-const (
-	refreshTries = 4
-	tryTimeout   = 6 * time.Second
-)
-
-// Refresh trades the refresh token of l for a new login. A server that is down,
-// slow or without its directory is asked again a few times while ctx lasts.
-// Sending the same refresh token again is safe: the server answers with the same
-// successor. Errors: ErrSignInAgain, *TemporaryError.
-func Refresh(ctx context.Context, l Login) (Login, error) {
-	hc, err := HTTPClient(l.CA)
-	if err != nil {
-		return Login{}, err
-	}
-	defer hc.CloseIdleConnections()
-	form := url.Values{"grant_type": {"refresh_token"}, "refresh_token": {l.RefreshToken}, "client_id": {clientID}}
-	for try, wait := 1, 200*time.Millisecond; ; try, wait = try+1, 2*wait {
-		answer, err := postToken(ctx, hc, l.Server, form)
-		if err == nil {
-			return l.with(answer, "")
-		}
-		var temporary *TemporaryError
-		if !errors.As(err, &temporary) || try == refreshTries {
-			return Login{}, err
-		}
-		select {
-		case <-ctx.Done():
-			return Login{}, err
-		case <-time.After(wait):
-		}
-	}
+// refusal is an error answer of the token endpoint that has no name of its own.
+type refusal struct {
+	code, words string // fit for a terminal
+	message     string
 }
+
+func (r *refusal) Error() string { return r.message }
 
 // postToken sends one request to the token endpoint.
 func postToken(ctx context.Context, hc *http.Client, server string, form url.Values) (tokenAnswer, error) {
@@ -76,7 +63,7 @@ func postToken(ctx context.Context, hc *http.Client, server string, form url.Val
 	defer cancel()
 	resp, err := postForm(ctx, hc, server+"/token", form)
 	if err != nil {
-		return answer, &TemporaryError{unreachable(server, err)}
+		return answer, temporarily(unreachable(server, err))
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
@@ -87,14 +74,15 @@ func postToken(ctx context.Context, hc *http.Client, server string, form url.Val
 		answer = tokenAnswer{}
 	}
 	switch {
-	case resp.StatusCode == http.StatusOK && answer.IDToken != "":
+	case resp.StatusCode == http.StatusOK && answer.IDToken+answer.AccessToken != "":
 		return answer, nil
 	case answer.Error == "invalid_grant":
 		return answer, ErrSignInAgain
 	case resp.StatusCode >= 500, resp.StatusCode == http.StatusTooManyRequests, ctx.Err() != nil:
 		return answer, &TemporaryError{fmt.Errorf("answer %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))}
 	}
-	return answer, fmt.Errorf("the server refused with %d %s: check that %s is a Tabard server", resp.StatusCode, clip(answer.Error, 40), server)
+	code, words := clip(answer.Error, 40), clip(answer.Description, 200)
+	return answer, &refusal{code, words, fmt.Sprintf("the server refused with %d %s %s: check that %s is a Tabard server", resp.StatusCode, code, words, server)}
 }
 
 func postForm(ctx context.Context, hc *http.Client, target string, form url.Values) (*http.Response, error) {
@@ -135,35 +123,49 @@ type claims struct {
 }
 
 // with returns l with the tokens of a, after checking the id_token against server
-// and nonce ("" after a refresh). The signature is not checked: the token came
-// over TLS from its issuer (OpenID Connect Core 3.1.3.7). The expiry is counted
-// from now, so that a wrong clock on this machine does no harm.
+// and nonce ("": none was sent).
 func (l Login) with(a tokenAnswer, nonce string) (Login, error) {
-	parts := strings.Split(a.IDToken, ".")
-	var c claims
-	if len(parts) != 3 {
-		return Login{}, errors.New("the server sent no readable id_token")
+	t, err := readToken(a.IDToken, l.Server, clientID, nonce)
+	if err != nil {
+		return l, err
 	}
-	b, err := base64.RawURLEncoding.DecodeString(parts[1])
-	if err != nil || json.Unmarshal(b, &c) != nil {
-		return Login{}, errors.New("the server sent no readable id_token")
-	}
-	if c.Iss != l.Server || !hasAudience(c.Aud) || nonce != "" && c.Nonce != nonce {
-		return Login{}, errors.New("the server sent an id_token that is not for this sign-in: sign in again; if it stays so, the server's URL is not its issuer")
-	}
-	l.IDToken, l.Expiry = a.IDToken, time.Now().Add(time.Duration(c.Exp-c.Iat)*time.Second)
+	l.Token = t
 	if a.RefreshToken != "" {
 		l.RefreshToken = a.RefreshToken
 	}
 	return l, nil
 }
 
+// maxMargin is how long before its end a token is renewed, if it lives long.
+const maxMargin = 30 * time.Second
+
+// readToken checks an id_token's claims. The signature is not checked: the token
+// came over TLS from its issuer (OpenID Connect Core 3.1.3.7). The expiry is counted
+// from now, so that a wrong clock on this machine does no harm.
+func readToken(raw, issuer, audience, nonce string) (Token, error) {
+	parts := strings.Split(raw, ".")
+	var c claims
+	if len(parts) != 3 {
+		return Token{}, errors.New("the server sent no readable id_token")
+	}
+	b, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil || json.Unmarshal(b, &c) != nil {
+		return Token{}, errors.New("the server sent no readable id_token")
+	}
+	if c.Iss != issuer || !hasAudience(c.Aud, audience) || nonce != "" && c.Nonce != nonce {
+		return Token{}, errors.New("the server sent an id_token that is not for this sign-in: sign in again; if it stays so, the server's URL is not its issuer")
+	}
+	life := time.Duration(c.Exp-c.Iat) * time.Second
+	end := time.Now().Add(life)
+	return Token{Raw: raw, Expiry: end, Renew: end.Add(-min(maxMargin, life/4)).Truncate(time.Second)}, nil
+}
+
 // hasAudience reads aud, which is a string or a list of them (RFC 7519 4.1.3).
-func hasAudience(aud json.RawMessage) bool {
+func hasAudience(aud json.RawMessage, want string) bool {
 	var one string
 	var many []string
 	if json.Unmarshal(aud, &one) == nil {
-		return one == clientID
+		return one == want
 	}
-	return json.Unmarshal(aud, &many) == nil && slices.Contains(many, clientID)
+	return json.Unmarshal(aud, &many) == nil && slices.Contains(many, want)
 }
