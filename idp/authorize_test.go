@@ -158,7 +158,7 @@ func TestSingleSignOnAsksTheDirectory(t *testing.T) {
 		r.Prompt = prompt
 		return h.Authorize(h.ctx, r, cookie, "")
 	}
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	if a, err := sso(); err != nil || a.Sealed == "" {
 		t.Errorf("in an outage: %+v, %v; want the sign-in page", a, err)
 	}

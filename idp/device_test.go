@@ -189,7 +189,7 @@ func TestDeviceNeedsARight(t *testing.T) {
 	d := h.startDevice("vault")
 	wantErr(t, h.DecideDevice(h.ctx, h.browserOf("bob"), d.UserCode, true), ErrNoAccess)
 	alice := h.browserOf("alice")
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	wantErr(t, h.DecideDevice(h.ctx, alice, d.UserCode, true), ErrUnavailable)
 	h.corp.fail(nil)
 	h.corp.change("alice", func(e *entry) { e.State = directory.Disabled })

@@ -92,7 +92,7 @@ func TestExchangeFollowsTheSession(t *testing.T) {
 		_, err := h.Exchange(h.ctx, h.client(BuiltinClient), tabard.IDToken, audience)
 		return err
 	}
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	wantErr(t, exchange("kubernetes"), ErrUnavailable)
 	h.corp.fail(nil)
 	h.clock.pass(time.Hour)

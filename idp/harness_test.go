@@ -167,7 +167,7 @@ func (d *people) took() []string {
 	return calls
 }
 
-var unreachable = fmt.Errorf("dial ldaps://10.1.2.3:636: %w", directory.ErrUnavailable)
+var errUnreachable = fmt.Errorf("dial ldaps://10.1.2.3:636: %w", directory.ErrUnavailable)
 
 // trail is the real audit log that also shows what it was given, and can fail.
 type trail struct {

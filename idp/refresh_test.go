@@ -178,7 +178,7 @@ func TestRefreshReadsTheDirectory(t *testing.T) {
 	if c["sub"] != sub || c["preferred_username"] != "alicia" || strings.Join(h.groupsIn(tokens.IDToken), " ") != "corp:k8s-new" {
 		t.Errorf("after the rename: %v", c)
 	}
-	h.corp.noGroup = unreachable
+	h.corp.noGroup = errUnreachable
 	wantErr(t, refresh(&tokens), ErrUnavailable)
 	h.corp.noGroup = nil
 	h.must(refresh(&tokens))
@@ -222,8 +222,8 @@ func TestRefreshInAnOutage(t *testing.T) {
 	kube := h.client("kubernetes")
 	alices, _ := h.login("alice", "kubernetes")
 	lenas, _ := h.login("lena", "kubernetes")
-	h.corp.fail(unreachable)
-	h.lab.fail(unreachable)
+	h.corp.fail(errUnreachable)
+	h.lab.fail(errUnreachable)
 	_, err := h.Refresh(h.ctx, kube, lenas.RefreshToken)
 	wantErr(t, err, ErrUnavailable)
 	if !h.alive(lenas.RefreshToken) {

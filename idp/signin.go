@@ -39,7 +39,7 @@ func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (
 		return SignedIn{}, err // not a try yet
 	}
 	if err != nil {
-		return SignedIn{}, cmp.Or(s.recordFailure(ctx, c, p, err), err) // no trail, no answer about a password
+		return SignedIn{}, cmp.Or(s.recordFailure(ctx, p, err), err) // no trail, no answer about a password
 	}
 	sess := s.startSession(ctx, p, dirGroups, s.Now())
 	done := SignedIn{Cookie: sess.giveCookie()}
@@ -77,7 +77,7 @@ func (s *Service) putSession(ctx context.Context, sess *Session) error {
 // may be a password in the wrong field, so it stands there only if a person of
 // that name was found. The reason is in fixed words: the directory's own may hold
 // what was typed.
-func (s *Service) recordFailure(ctx context.Context, c Credentials, p directory.Person, cause error) error {
+func (s *Service) recordFailure(ctx context.Context, p directory.Person, cause error) error {
 	e := audit.Event{Act: "login", Outcome: audit.Denied, Reason: ErrCredentials.Error(), Name: p.Username}
 	if p.ID != "" {
 		e.Who = p.Sub()

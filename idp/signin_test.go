@@ -120,7 +120,7 @@ func TestSignInDoesTheSameWork(t *testing.T) {
 
 func TestSignInWhileADirectoryIsDown(t *testing.T) {
 	h := newHouse(t)
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	_, err := h.SignIn(h.ctx, Credentials{Login: "lena", Password: password}, nil)
 	wantErr(t, err, nil)
 	h.trail.events = nil
@@ -131,7 +131,7 @@ func TestSignInWhileADirectoryIsDown(t *testing.T) {
 	}
 	assertNoSecrets(t, h.trail.events)
 	h.corp.fail(nil)
-	h.corp.noGroup = unreachable
+	h.corp.noGroup = errUnreachable
 	_, err = h.SignIn(h.ctx, Credentials{Login: "alice", Password: password}, nil)
 	wantErr(t, err, ErrUnavailable) // rather than a token with fewer groups
 }
@@ -151,6 +151,10 @@ func TestSignInIsNotDoneWithoutTrail(t *testing.T) {
 	wantErr(t, err, errBroken)
 	if in.Cookie != "" {
 		t.Error("a cookie was given without an event")
+	}
+	_, err = h.SignIn(h.ctx, Credentials{Login: "alice", Password: "wrong"}, nil)
+	if wantErr(t, err, errBroken); errors.Is(err, ErrCredentials) {
+		t.Error("a guess was answered without an event")
 	}
 }
 
@@ -176,7 +180,7 @@ func TestFindPerson(t *testing.T) {
 	wantErr(t, err, directory.ErrNotFound)
 	_, err = h.FindPerson(h.ctx, "twin")
 	wantErr(t, err, directory.ErrAmbiguous)
-	h.lab.fail(unreachable)
+	h.lab.fail(errUnreachable)
 	_, err = h.FindPerson(h.ctx, "alice")
 	wantErr(t, err, ErrUnavailable)
 }
@@ -233,7 +237,7 @@ func TestBrowserSessionEnds(t *testing.T) {
 	wantErr(t, err, ErrNoSession)
 
 	cookie = idle("alice")
-	h.corp.fail(unreachable) // signing out needs no directory
+	h.corp.fail(errUnreachable) // signing out needs no directory
 	h.clock.pass(time.Hour)
 	h.must(h.EndBrowser(h.ctx, cookie))
 	h.must(h.EndBrowser(h.ctx, cookie))

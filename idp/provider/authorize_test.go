@@ -145,7 +145,7 @@ func TestAuthorizeWithASession(t *testing.T) {
 	if param(t, to, "error") != "access_denied" || !strings.HasPrefix(to, localhost) {
 		t.Errorf("without access: to %s", to)
 	}
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	to = h.authorize(cookie, "prompt", "none").header.Get("Location")
 	if param(t, to, "error") != "temporarily_unavailable" || strings.Contains(to, "10.1.2.3") || !strings.Contains(param(t, to, "error_description"), requestID) {
 		t.Errorf("in an outage: to %s", to)

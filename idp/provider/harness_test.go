@@ -312,7 +312,7 @@ func (h *house) tokens() (map[string]any, string) {
 	return a.json, cookie
 }
 
-var unreachable = fmt.Errorf("dial ldaps://10.1.2.3:636: connection refused: %w", directory.ErrUnavailable)
+var errUnreachable = fmt.Errorf("dial ldaps://10.1.2.3:636: connection refused: %w", directory.ErrUnavailable)
 
 // refused checks an OAuth 2.0 error: status, code, the request's id, and no cause.
 func refused(t testing.TB, a answer, status int, code string) {

@@ -88,7 +88,7 @@ func TestRefreshAnswers(t *testing.T) {
 	refresh := func() answer {
 		return h.post("/token", nil, "grant_type", "refresh_token", "client_id", "kubernetes", "refresh_token", tokens["refresh_token"].(string), "scope", "openid whatever")
 	}
-	h.corp.fail(unreachable)
+	h.corp.fail(errUnreachable)
 	a := refresh()
 	refused(t, a, 503, "temporarily_unavailable")
 	if a.header.Get("Retry-After") == "" {
