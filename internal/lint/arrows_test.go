@@ -45,6 +45,7 @@ func rooms() map[string][]string {
 		"internal/store/storetest": {"internal/store"},
 		"internal/testenv":         {"internal/parts"},
 		"internal/e2e":             anything,
+		"deploy":                   {},
 	}
 }
 
