@@ -10,7 +10,7 @@ import (
 // tailBytes is how much of a log a failed test shows.
 const tailBytes = 6 << 10
 
-// Command describes a program to start for a test; LogFile is filled in.
+// Command describes a program to start for a test. Its LogFile may be left out.
 type Command = parts.Command
 
 // Process is a program running for a test. It ends with the test, with its
@@ -24,7 +24,9 @@ func Start(t testing.TB, c Command) *Process {
 	if c.Name == "" {
 		c.Name = filepath.Base(c.Path)
 	}
-	c.LogFile = filepath.Join(t.TempDir(), c.Name+".log")
+	if c.LogFile == "" {
+		c.LogFile = filepath.Join(t.TempDir(), c.Name+".log")
+	}
 	p, err := parts.Start(t.Context(), c)
 	if err != nil {
 		t.Fatalf("%v\n%s", err, tail(c.LogFile, tailBytes))
