@@ -7,7 +7,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/goccy/go-yaml"
+	"go.yaml.in/yaml/v3"
 )
 
 func validConfig() Config {
@@ -29,7 +29,9 @@ groups: {baseDN: "DC=corp,DC=example", filter: (cn=*), name: sAMAccountName, mem
 outage: {lastKnown: 15m}
 `
 	var c Config
-	if err := yaml.UnmarshalWithOptions([]byte(text), &c, yaml.Strict()); err != nil {
+	strict := yaml.NewDecoder(strings.NewReader(text))
+	strict.KnownFields(true)
+	if err := strict.Decode(&c); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Validate(); err != nil {
