@@ -78,6 +78,7 @@ func compile(ctx context.Context, moduleDir, pkg, ldflags, binary string, progre
 	}
 	progress("looking at what there is to build")
 	unfinished := binary + ".new"
+	_ = os.Remove(unfinished)   // of a build that was killed: go overwrites no file it does not know
 	defer os.Remove(unfinished) // gone when all went well
 	cmd := exec.CommandContext(ctx, "go", "build", "-C", moduleDir, "-v", "-ldflags", ldflags, "-o", unfinished, pkg)
 	cmd.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=", "CGO_ENABLED=0")
