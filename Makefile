@@ -26,6 +26,7 @@ help: ## show this
 
 demo: ## sign-in page, sample directory and a real cluster on this machine; only Go is needed
 	@command -v go >/dev/null || { echo "demo: the go command is not in PATH: install Go 1.26 or newer from https://go.dev/dl" >&2; exit 1; }
+	@echo "demo: building tabard and kubectl-tabard, which takes a minute or two the first time"
 	@$(MAKE) --no-print-directory build
 	@./bin/tabard demo $(DEMO)
 

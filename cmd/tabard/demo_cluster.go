@@ -43,7 +43,7 @@ func (d *demoRun) startCluster(ctx context.Context) (*demoParts, error) {
 	c, paths := &demoParts{}, map[string]string{}
 	programs := []string{"etcd", "kube-apiserver", "kubectl"}
 	for i, name := range programs {
-		err := d.screen.during(fmt.Sprintf("Building %s (%d of %d, once)", name, i+1, len(programs)), func(doing func(string)) (err error) {
+		err := d.screen.during(fmt.Sprintf("Building %s (%d of %d, once; takes minutes)", name, i+1, len(programs)), func(doing func(string)) (err error) {
 			paths[name], err = parts.Build(ctx, name, doing)
 			return err
 		})

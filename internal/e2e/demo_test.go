@@ -359,7 +359,7 @@ func TestDemoSaysWhatIsWrong(t *testing.T) {
 func TestDemoBuilds(t *testing.T) {
 	t.Parallel()
 	d := newDemo(t)
-	p := d.start("Building etcd (1 of 3, once)  0:10  compiling package 2", goCommand(t, `printf 'a.example/x\na.example/y\n' >&2; sleep 300`))
+	p := d.start("Building etcd (1 of 3, once; takes minutes)  0:10  compiling package 2", goCommand(t, `printf 'a.example/x\na.example/y\n' >&2; sleep 300`))
 	d.end(p, syscall.SIGINT)
 	if out := d.said(); !strings.Contains(out, "Everything has ended") || strings.Contains(out, "tabard: ") {
 		t.Errorf("Ctrl-C while it builds:\n%s", out)
