@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gofrs/flock"
 	"go.uber.org/goleak"
 	"k8s.io/client-go/tools/clientcmd"
 
@@ -259,6 +260,25 @@ func TestInterrupt(t *testing.T) {
 	f.fault.Store(nil)
 	if code, _, errs := f.run("get-token", "--cluster", "prod"); code != exitDone {
 		t.Errorf("later: exit %d: %s", code, errs)
+	}
+}
+
+// TestLocked holds the lock, as a command does that waits for somebody to sign in.
+func TestLocked(t *testing.T) {
+	f := newFake(t)
+	f.signedIn()
+	locks, err := filepath.Glob(filepath.Join(f.cache, "*.lock"))
+	if err != nil || len(locks) != 1 {
+		t.Fatalf("%v, %v", locks, err)
+	}
+	held := flock.New(locks[0])
+	if err := held.Lock(); err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	code, out, errs := f.run("get-token", "--cluster", "prod", "--timeout", "100ms")
+	if code != exitFailed || out != "" || !strings.Contains(errs, locks[0]) || f.refreshes.Load() != 0 {
+		t.Errorf("exit %d: %s%s", code, out, errs)
 	}
 }
 

@@ -227,12 +227,23 @@ func (c *Cache) write(path string, b []byte) error {
 		err = os.Rename(path, f.Name()+".folder") // something put it where a file belongs
 	}
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("write the token cache: %w", err), os.Remove(f.Name()))
 	}
 	return nil
+}
+
+// rename is os.Rename, tried again on Windows, where a file that somebody reads at
+// this moment cannot be replaced.
+func rename(from, to string) error {
+	err := os.Rename(from, to)
+	for try := 0; err != nil && runtime.GOOS == "windows" && try < 50; try++ {
+		time.Sleep(10 * time.Millisecond)
+		err = os.Rename(from, to)
+	}
+	return err
 }
 
 // remove forgets the login l, in the keyring too.

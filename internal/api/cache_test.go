@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -236,6 +237,32 @@ func TestLockedCache(t *testing.T) {
 	cancel()
 	if _, err := other.Token(ctx, f.account()); !errors.Is(err, context.Canceled) {
 		t.Errorf("interrupted: %v", err)
+	}
+}
+
+// Of many who have no login, one is asked and serves all.
+func TestOneIsAsked(t *testing.T) {
+	f := newFake(t)
+	dir := t.TempDir()
+	var asked atomic.Int64
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() {
+			c, err := OpenCache(dir, nil)
+			if err != nil {
+				t.Error(err)
+			}
+			if _, err = c.ClusterToken(t.Context(), f.account(), "prod", func(context.Context, string) (Login, error) {
+				asked.Add(1)
+				return f.login(), nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if asked.Load() != 1 {
+		t.Errorf("%d were asked", asked.Load())
 	}
 }
 

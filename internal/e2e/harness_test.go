@@ -24,8 +24,8 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-// tabard is the built binary, with the race detector.
-var tabard string
+// tabard and plugin are the built binaries, with the race detector.
+var tabard, plugin string
 
 func TestMain(m *testing.M) {
 	dir, err := os.MkdirTemp("", "tabard-e2e")
@@ -34,9 +34,11 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	tabard = filepath.Join(dir, "tabard")
-	build := exec.Command("go", "build", "-race", "-o", tabard, "github.com/tabard-id/tabard/cmd/tabard")
+	plugin = filepath.Join(dir, "kubectl-tabard")
+	os.Setenv("TABARD_KEYRING", "off") // the developer's own
+	build := exec.Command("go", "build", "-race", "-o", dir+"/", "github.com/tabard-id/tabard/cmd/tabard", "github.com/tabard-id/tabard/cmd/kubectl-tabard")
 	if out, err := build.CombinedOutput(); err != nil {
-		fmt.Fprintf(os.Stderr, "build tabard: %v\n%s", err, out)
+		fmt.Fprintf(os.Stderr, "build tabard and its plugin: %v\n%s", err, out)
 		os.Exit(1)
 	}
 	code := m.Run()

@@ -251,7 +251,7 @@ func TestDevice(t *testing.T) {
 		t.Errorf("another client: %+v", got)
 	}
 	alice := s.browser()
-	s.decide(alice, user, "alice", "allow")
+	s.decide(alice, user, "prod", "alice", "allow")
 	var won []tokens
 	for _, tk := range s.race(10, url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:device_code"}, "client_id": {"kubernetes"}, "device_code": {device}}) {
 		if tk.status == http.StatusOK {
@@ -269,15 +269,15 @@ func TestDevice(t *testing.T) {
 		t.Errorf("used device code: %+v", got)
 	}
 	device, user = begin()
-	s.decide(alice, user, "", "deny")
+	s.decide(alice, user, "prod", "", "deny")
 	if got := poll("kubernetes", device); got.Error != "access_denied" {
 		t.Errorf("denied: %+v", got)
 	}
 }
 
-// decide enters a user code and presses a button on the confirmation page, signing
-// in first where user is given.
-func (s *server) decide(c *http.Client, code, user, press string) {
+// decide enters a user code and presses a button on the confirmation page, which has
+// to name client, signing in first where user is given.
+func (s *server) decide(c *http.Client, code, client, user, press string) {
 	s.t.Helper()
 	at := s.issuer + "/device"
 	a := get(s.t, c, at)
@@ -299,7 +299,7 @@ func (s *server) decide(c *http.Client, code, user, press string) {
 	for a.status == http.StatusSeeOther {
 		a = get(s.t, c, s.absolute(a.header.Get("Location")))
 	}
-	if !strings.Contains(a.body, code) || !strings.Contains(a.body, "prod") || !strings.Contains(a.body, "127.0.0.1") {
+	if !strings.Contains(a.body, code) || !strings.Contains(a.body, client) || !strings.Contains(a.body, "127.0.0.1") {
 		s.t.Fatalf("the confirmation names no code, client and place: %d %s", a.status, a.body)
 	}
 	f = parseForm(s.t, a.body)
