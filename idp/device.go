@@ -201,7 +201,7 @@ func (s *Service) DecideDevice(ctx context.Context, by *Session, userCode string
 		return err
 	}
 	if s.tooOld(sess, c) {
-		return s.denied(ctx, by, c, fmt.Errorf("%w: sign in again: cluster %s wants a sign-in of the last %s", ErrNoAccess, c.Cluster, c.sessions.MaxLifetime))
+		return fmt.Errorf("%w that is new enough: cluster %s wants a sign-in of the last %s", ErrNoSession, c.Cluster, c.sessions.MaxLifetime)
 	}
 	if _, err := s.entitle(sess, c); err != nil {
 		return s.denied(ctx, by, c, err)

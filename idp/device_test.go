@@ -199,7 +199,7 @@ func TestDeviceNeedsARight(t *testing.T) {
 
 	bob := h.browserOf("bob")
 	h.clock.pass(3 * time.Hour) // older than cluster dev takes
-	wantErr(t, h.DecideDevice(h.ctx, bob, h.startDevice("dev").UserCode, true), ErrNoAccess)
+	wantErr(t, h.DecideDevice(h.ctx, bob, h.startDevice("dev").UserCode, true), ErrNoSession)
 }
 
 func TestDeviceThrottle(t *testing.T) {

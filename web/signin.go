@@ -126,8 +126,8 @@ func (s *Site) showSignOut(w http.ResponseWriter, r *http.Request) error {
 	if errors.Is(err, idp.ErrNoSession) && sealed == "" {
 		return s.see(w, r, "/signed-out")
 	}
-	if err != nil && !errors.Is(err, idp.ErrNoSession) {
-		return err
+	if err != nil && !errors.Is(err, idp.ErrNoSession) && !errors.Is(err, idp.ErrUnavailable) && !errors.Is(err, idp.ErrNoAccess) {
+		return err // but signing out needs neither a directory nor a right
 	}
 	c := confirmation{
 		Heading: "Sign out?", Action: s.url("/sign-out"), Button: "Sign out", Cancel: "Stay signed in", CancelURL: s.url("/"),
