@@ -19,7 +19,7 @@ PLATFORMS ?= linux/amd64,linux/arm64
 SUMMARY  ?=
 PARTS    := go run ./internal/testenv/cmd/parts
 
-.PHONY: help demo build image test deps tools lint check fuzz soak bench clean
+.PHONY: help demo build plugins image test deps tools lint check fuzz soak bench clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,11 @@ demo: ## sign-in page, sample directory and a real cluster on this machine; only
 
 build: ## static binaries in ./bin
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/ ./cmd/...
+
+plugins: ## kubectl-tabard for Linux, macOS and Windows in ./bin
+	for os in linux darwin windows; do for arch in amd64 arm64; do \
+		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" \
+			-o bin/kubectl-tabard-$$os-$$arch$$(test $$os != windows || echo .exe) ./cmd/kubectl-tabard; done; done
 
 image: ## container image in bin/tabard.oci.tar, IMAGE=localhost/tabard:dev; no engine needed
 	@SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$$(git log -1 --format=%ct 2>/dev/null || echo 0)} go run ./deploy/image -o bin/tabard.oci.tar -name "$(IMAGE)" -version "$(VERSION)" -platforms "$(PLATFORMS)"
@@ -47,6 +52,7 @@ tools: ## build kube-apiserver, kubectl, etcd, kubelogin and staticcheck into a 
 lint: ## gofmt, go vet, staticcheck, import arrows and the other rules of the house
 	@unformatted=$$(gofmt -l .); if [ -n "$$unformatted" ]; then echo "run gofmt -w on:" $$unformatted; exit 1; fi
 	go vet ./...
+	for os in darwin windows; do GOOS=$$os CGO_ENABLED=0 go vet ./cmd/kubectl-tabard ./internal/api; done
 	"$$($(PARTS) -q staticcheck)" ./...
 	go test -count=1 ./internal/lint
 
