@@ -50,14 +50,15 @@ func getToken(cmd *cobra.Command, o *options, cluster string) error {
 	if err != nil {
 		return err
 	}
-	var signIn func(context.Context, string) (api.Login, error)
+	var signIn func(context.Context, api.Account, string) (api.Login, error)
 	if credential.Spec.Interactive && w.Terminal() != nil {
-		signIn = func(ctx context.Context, knownCA string) (api.Login, error) {
+		signIn = func(ctx context.Context, a api.Account, knownCA string) (api.Login, error) {
 			ca, err := o.ca(knownCA)
 			if err != nil {
 				return api.Login{}, err
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "Sign in to %s for cluster %s.\n", a.Server, cluster)
+			w.Username = a.User // of the login that is over, if there was one
 			return w.SignIn(ctx, a.Server, ca)
 		}
 	}

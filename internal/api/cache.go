@@ -174,6 +174,9 @@ func (c *Cache) Add(ctx context.Context, l Login) error {
 // add is Add under the lock.
 func (c *Cache) add(l *Login) error {
 	l.Keyring = c.ring.use
+	if old, err := c.Load(l.account()); err == nil && !l.Keyring {
+		c.dropSecret(old)
+	}
 	err := c.save(l)
 	if err == nil {
 		err = c.write(c.path(Account{Server: l.Server}, ".user"), []byte(l.User))

@@ -17,8 +17,8 @@ import (
 )
 
 // never fails the test when somebody is asked to sign in.
-func never(t *testing.T) func(context.Context, string) (Login, error) {
-	return func(context.Context, string) (Login, error) {
+func never(t *testing.T) func(context.Context, Account, string) (Login, error) {
+	return func(context.Context, Account, string) (Login, error) {
 		t.Error("asked to sign in")
 		return Login{}, errors.New("nobody is here")
 	}
@@ -60,7 +60,7 @@ func TestClusterTokenSignsInOnce(t *testing.T) {
 	}
 	c := cached(t, f)
 	asked := 0
-	signIn := func(_ context.Context, ca string) (Login, error) {
+	signIn := func(_ context.Context, _ Account, ca string) (Login, error) {
 		asked++
 		if ca != f.ca() {
 			t.Errorf("the CA is not known any more")
@@ -142,7 +142,7 @@ func TestBrokenCache(t *testing.T) {
 			if len(said) != 1 || !strings.Contains(said[0], path) {
 				t.Errorf("warned of %q", said)
 			}
-			signIn := func(context.Context, string) (Login, error) { return f.login(), nil }
+			signIn := func(context.Context, Account, string) (Login, error) { return f.login(), nil }
 			if _, err := c.ClusterToken(t.Context(), f.account(), "prod", signIn); err != nil {
 				t.Fatal(err)
 			}
@@ -179,7 +179,7 @@ func TestNoPlaceForTheCache(t *testing.T) {
 		}
 		asked := 0
 		for range 2 {
-			if _, err := c.ClusterToken(t.Context(), f.account(), "prod", func(context.Context, string) (Login, error) { asked++; return f.login(), nil }); err != nil || asked != 1 {
+			if _, err := c.ClusterToken(t.Context(), f.account(), "prod", func(context.Context, Account, string) (Login, error) { asked++; return f.login(), nil }); err != nil || asked != 1 {
 				t.Errorf("%s: asked %d times, %v", name, asked, err)
 			}
 		}
@@ -252,7 +252,7 @@ func TestOneIsAsked(t *testing.T) {
 			if err != nil {
 				t.Error(err)
 			}
-			if _, err = c.ClusterToken(t.Context(), f.account(), "prod", func(context.Context, string) (Login, error) {
+			if _, err = c.ClusterToken(t.Context(), f.account(), "prod", func(context.Context, Account, string) (Login, error) {
 				asked.Add(1)
 				return f.login(), nil
 			}); err != nil {
@@ -283,6 +283,23 @@ func TestAccounts(t *testing.T) {
 	}
 	if _, err := c.Load(Account{f.URL, "carol"}); !errors.Is(err, ErrNoLogin) {
 		t.Error(err)
+	}
+	whom := func() (user string) {
+		_, _ = c.ClusterToken(t.Context(), Account{Server: f.URL}, "prod", func(_ context.Context, a Account, _ string) (Login, error) {
+			user = a.User
+			return Login{}, errors.New("no")
+		})
+		return user
+	}
+	c.forget(Login{Server: f.URL, User: "Bob"})
+	if got := whom(); got != "Bob" {
+		t.Errorf("Bob's session is over, asked for %q", got)
+	}
+	if err := c.Logout(t.Context(), Account{Server: f.URL}); err != nil {
+		t.Fatal(err)
+	}
+	if got := whom(); got != "" {
+		t.Errorf("Bob is gone, asked for %q", got)
 	}
 }
 
@@ -319,6 +336,17 @@ func TestKeyring(t *testing.T) {
 	if _, err := keyring.Get(ringService, key); !errors.Is(err, keyring.ErrNotFound) {
 		t.Errorf("after the logout: %v", err)
 	}
+	if err := c.Add(t.Context(), f.login()); err != nil {
+		t.Fatal(err)
+	}
+	c.NoKeyring()
+	if err := c.Add(t.Context(), f.login()); err != nil || !strings.Contains(stored(t, c, f), "refresh-0") {
+		t.Fatalf("%v, the file has %s", err, stored(t, c, f))
+	}
+	if _, err := keyring.Get(ringService, key); !errors.Is(err, keyring.ErrNotFound) {
+		t.Errorf("the refresh token is in both places: %v", err)
+	}
+	c.ring.use = true
 	if err := c.Add(t.Context(), f.login()); err != nil {
 		t.Fatal(err)
 	}

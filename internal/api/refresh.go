@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"os"
 	"time"
 )
 
@@ -36,10 +37,10 @@ func (c *Cache) Token(ctx context.Context, a Account) (string, error) {
 }
 
 // ClusterToken returns an id_token for a cluster, in the way of Token. Without a
-// login that is good, signIn is called once, under the lock, with the CA that is
-// known, so that of many callers one asks; nil: nobody can be asked. Errors besides
-// those of Token: ErrNoAccess.
-func (c *Cache) ClusterToken(ctx context.Context, a Account, cluster string, signIn func(context.Context, string) (Login, error)) (Token, error) {
+// login that is good, signIn is called once, under the lock, with the account and the
+// CA that is known, so that of many callers one asks; nil: nobody can be asked. Errors
+// besides those of Token: ErrNoAccess.
+func (c *Cache) ClusterToken(ctx context.Context, a Account, cluster string, signIn func(context.Context, Account, string) (Login, error)) (Token, error) {
 	a = c.whose(a)
 	if l, err := c.Load(a); err == nil && l.Clusters[cluster].fresh() {
 		return l.Clusters[cluster], nil
@@ -53,7 +54,7 @@ func (c *Cache) ClusterToken(ctx context.Context, a Account, cluster string, sig
 	if signIn == nil || !errors.Is(err, ErrNoLogin) && !errors.Is(err, ErrSignInAgain) {
 		return t, err
 	}
-	l, err := signIn(ctx, c.CA(a))
+	l, err := signIn(ctx, a, c.CA(a))
 	if err != nil {
 		return Token{}, err
 	}
@@ -264,6 +265,9 @@ func (c *Cache) Logout(ctx context.Context, a Account) error {
 	}
 	if err != nil {
 		err = fmt.Errorf("signed out here, but the server could not be told, so the session lasts until it times out: %w", err)
+	}
+	if c.whose(Account{Server: a.Server}) == a {
+		_ = os.Remove(c.path(Account{Server: a.Server}, ".user")) // the next one may be another person
 	}
 	return errors.Join(err, c.remove(l))
 }

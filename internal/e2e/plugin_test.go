@@ -323,10 +323,15 @@ func TestPluginWays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			c := p.browser()
-			f, _ := p.openSignIn(c, at.Query())
-			if page := get(p.t, c, p.submit(c, f, "alice", "pw-alice").header.Get("Location")); page.status != http.StatusOK || !strings.Contains(page.body, "<h1>Signed in</h1>") {
-				t.Errorf("the browser sees %d %s", page.status, page.body)
+			b := testenv.Chromium(p.t)
+			b.Navigate(at.String())
+			b.WaitFor(`document.querySelector('input[name=password]')`)
+			b.Type("input[name=username]", "alice")
+			b.Type("input[name=password]", "pw-alice")
+			b.Press("Enter")
+			b.WaitFor(`location.pathname == '/callback' && document.querySelector('h1')`)
+			if title := b.Text("h1"); title != "Signed in" || len(b.ConsoleErrors()) > 0 {
+				p.t.Errorf("the browser shows %q, %v", title, b.ConsoleErrors())
 			}
 		},
 	} {
@@ -346,7 +351,9 @@ func TestPluginWays(t *testing.T) {
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			visit(p, untilAsked(t, stderr))
+			said := untilAsked(t, stderr)
+			go func() { _, _ = io.Copy(io.Discard, stderr) }()
+			visit(p, said)
 			if err := cmd.Wait(); err != nil || !strings.HasPrefix(out.String(), "Server    "+s.issuer) || !strings.Contains(out.String(), "alice") {
 				t.Errorf("%v: %s", err, &out)
 			}
@@ -386,6 +393,51 @@ func TestPluginTerminal(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(p.home, "cache", "tabard", "*[^k]")); len(left) > 0 { // all but .lock
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestPluginWithoutHome has no place for a cache: it says so and works all the same.
+func TestPluginWithoutHome(t *testing.T) {
+	testenv.Need(t, "script")
+	s := startTabard(t, options{})
+	for _, home := range []string{"", "/proc/nowhere"} {
+		p := s.person()
+		p.env = append(p.env, "HOME="+home, "XDG_CACHE_HOME=", "XDG_CONFIG_HOME=")
+		out := p.script("kubectl-tabard get-token --cluster prod --username alice --server "+s.issuer+" --ca-file "+s.caFile, map[string]string{"Password: ": "pw-alice\n"})
+		if !strings.Contains(out, "logins are not kept") || !strings.Contains(out, `"kind":"ExecCredential"`) || !strings.HasSuffix(out, "exit 0") {
+			t.Errorf("HOME=%s: the terminal shows %s", home, out)
+		}
+		if _, err := p.do("", "kubectl-tabard", "login", "--server", s.issuer); err == nil || !strings.Contains(err.Error(), "--cache-dir") {
+			t.Errorf("HOME=%s: login: %v", home, err)
+		}
+	}
+}
+
+// TestPluginInterrupted sends SIGINT while the plugin waits for another device and
+// for a browser.
+func TestPluginInterrupted(t *testing.T) {
+	s := startTabard(t, options{})
+	for _, way := range []string{"--device", "--browser"} {
+		p := s.person()
+		cmd := p.command(t.Context(), "kubectl", "tabard", "login", way, "--server", s.issuer, "--ca-file", s.caFile)
+		stderr, err := cmd.StderrPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		untilAsked(t, stderr)
+		if err := cmd.Process.Signal(os.Interrupt); err != nil {
+			t.Fatal(err)
+		}
+		rest, _ := io.ReadAll(stderr)
+		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 130 || !strings.Contains(string(rest), "interrupted") {
+			t.Errorf("%s: %v: %s", way, err, rest)
+		}
+		if left, _ := filepath.Glob(filepath.Join(p.home, "cache", "tabard", "*")); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
 	}
 }
 
