@@ -248,7 +248,6 @@ func redirectOf(clientID string) string {
 type form struct {
 	action string
 	fields url.Values
-	title  string
 }
 
 func parseForm(t testing.TB, page string) form {
