@@ -282,6 +282,25 @@ func TestLocked(t *testing.T) {
 	}
 }
 
+// TestNewCA: the server has a certificate of another CA than at the sign-in.
+func TestNewCA(t *testing.T) {
+	f := newFake(t)
+	c, err := api.OpenCache(f.cache, nil)
+	if err == nil {
+		err = c.Add(t.Context(), api.Login{Server: f.URL, RefreshToken: "refresh-0"})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, _, errs := f.run("get-token", "--cluster", "prod", "--ca-file", "nowhere")
+	if code != exitFailed || !strings.Contains(errs, "read --ca-file") || !strings.Contains(errs, "not trusted here") {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+	if code, _, errs := f.run("get-token", "--cluster", "prod", "--ca-file", f.caFile); code != exitDone || errs != "" {
+		t.Errorf("exit %d: %s", code, errs)
+	}
+}
+
 func TestNobodyIsAsked(t *testing.T) {
 	f := newFake(t)
 	for _, args := range [][]string{{"get-token", "--cluster", "prod"}, {"get-token", "--cluster", "prod", "--browser"}, {"get-token", "--cluster", "prod", "--prompt", "--username", "alice"}} {

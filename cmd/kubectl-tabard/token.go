@@ -50,6 +50,9 @@ func getToken(cmd *cobra.Command, o *options, cluster string) error {
 	if err != nil {
 		return err
 	}
+	if c.MoreCA, err = o.ca(""); err != nil { // what was trusted at the sign-in may be enough
+		fmt.Fprintf(cmd.ErrOrStderr(), "tabard: warning: %v\n", err)
+	}
 	var signIn func(context.Context, api.Account, string) (api.Login, error)
 	if credential.Spec.Interactive && w.Terminal() != nil {
 		signIn = func(ctx context.Context, a api.Account, knownCA string) (api.Login, error) {

@@ -187,6 +187,7 @@ func TestPrompt(t *testing.T) {
 		name            string
 		users, password []string
 		tries           int
+		faults          int64
 		told, err       string
 	}{
 		{name: "right", users: []string{"alice"}, password: []string{"right"}},
@@ -196,6 +197,7 @@ func TestPrompt(t *testing.T) {
 		{name: "two directories", users: []string{"bob"}, password: []string{"right"}},
 		{name: "directory down", users: []string{"down", "down"}, password: []string{"x", "x"}, tries: 3, err: "The directory is unavailable."},
 		{name: "empty password", users: []string{"alice"}, password: []string{""}, err: "username and password may not be empty"},
+		{name: "no token", users: []string{"alice"}, password: []string{"right"}, faults: 1, err: "trade the code for tokens: answer 503 Service Unavailable: sign in again"},
 		{name: "sent away", users: []string{"away"}, password: []string{"right"}, err: "the sign-in page leads to another server: sign in with --browser"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -205,6 +207,7 @@ func TestPrompt(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer s.Close()
+			f.faults.Store(tc.faults)
 			var told, offered []string
 			l, err := s.Prompt(t.Context(), Asker{
 				Username: answers(tc.users...), Password: answers(tc.password...), Tries: tc.tries,

@@ -36,7 +36,12 @@ type Login struct {
 	RefreshToken string           `json:"refreshToken,omitempty"`
 	Keyring      bool             `json:"keyring,omitempty"` // the refresh token is there, not here
 	Clusters     map[string]Token `json:"clusters,omitempty"`
+
+	moreCA string // PEM, of Cache.MoreCA
 }
+
+// roots are the certificates that are trusted besides the system's.
+func (l Login) roots() string { return strings.TrimSpace(l.CA + "\n" + l.moreCA) }
 
 func (l Login) account() Account { return Account{l.Server, l.User} }
 
@@ -58,6 +63,9 @@ type Cache struct {
 	// Wait bounds how long the lock is waited for, and how long a refresh with its
 	// exchange may take.
 	Wait time.Duration
+	// MoreCA, PEM, is trusted besides what was trusted at the sign-in: the server may
+	// have a new CA since.
+	MoreCA string
 
 	dir  string // "": there is none
 	warn func(string)
@@ -124,6 +132,7 @@ func (c *Cache) Load(a Account) (Login, error) {
 	c.mu.Lock()
 	l, ok := c.kept[path]
 	c.mu.Unlock()
+	l.moreCA = c.MoreCA
 	if ok {
 		return l, nil
 	}

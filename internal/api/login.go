@@ -179,7 +179,11 @@ func (s *SignIn) finish(ctx context.Context, q url.Values, redirect string) (Log
 		"grant_type": {"authorization_code"}, "code": {q.Get("code")}, "redirect_uri": {redirect},
 		"client_id": {clientID}, "code_verifier": {s.verifier},
 	}
-	answer, err := postToken(ctx, s.http, s.login.Server, form)
+	answer, err := postToken(ctx, s.http, s.login.Server, form) // once: a code that comes twice ends the session
+	var temporary *TemporaryError
+	if errors.As(err, &temporary) {
+		err = fmt.Errorf("%w: sign in again", temporary.Cause)
+	}
 	if err != nil {
 		return Login{}, fmt.Errorf("trade the code for tokens: %w", err)
 	}

@@ -137,7 +137,7 @@ func (c *Cache) forget(l Login) {
 // Sending the same refresh token again is safe: the server answers with the same
 // successor. Errors: ErrSignInAgain, *TemporaryError.
 func Refresh(ctx context.Context, l Login) (Login, error) {
-	hc, err := HTTPClient(l.CA)
+	hc, err := HTTPClient(l.roots())
 	if err != nil {
 		return Login{}, err
 	}
@@ -159,7 +159,7 @@ const idTokenType = "urn:ietf:params:oauth:token-type:id_token"
 // exchange gets a token for a cluster (RFC 8693). The server says which audience
 // the cluster has: to take its name for one could name another cluster's.
 func exchange(ctx context.Context, l Login, cluster string) (Token, error) {
-	hc, err := HTTPClient(l.CA)
+	hc, err := HTTPClient(l.roots())
 	if err != nil {
 		return Token{}, err
 	}
@@ -235,7 +235,7 @@ func (c *Cache) Client(a Account) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	hc, err := HTTPClient(l.CA)
+	hc, err := HTTPClient(l.roots())
 	if err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func postForm(ctx context.Context, hc *http.Client, target string, form url.Valu
 
 // revoke ends the login at the server (RFC 7009).
 func revoke(ctx context.Context, l Login) error {
-	hc, err := HTTPClient(l.CA)
+	hc, err := HTTPClient(l.roots())
 	if err != nil {
 		return err
 	}
