@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 
 func rootCommand() *cobra.Command {
 	root := &cobra.Command{
-		Use: "kubectl tabard", Short: "Sign in to Kubernetes clusters with Tabard",
+		Use: "kubectl-tabard", Short: "Sign in to Kubernetes clusters with Tabard",
 		Annotations:  map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl tabard"},
 		SilenceUsage: true, SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
