@@ -12,22 +12,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/tabard-id/tabard/internal/testenv"
 )
-
-// buildPlugin puts kubectl-tabard beside tabard, where the demo looks for it.
-var buildPlugin = sync.OnceValue(func() error {
-	out, err := exec.Command("go", "build", "-o", filepath.Dir(tabard), "github.com/tabard-id/tabard/cmd/kubectl-tabard").CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("build kubectl-tabard: %w\n%s", err, out)
-	}
-	return nil
-})
 
 // demo is a folder and ports for `tabard demo`.
 type demo struct {
@@ -40,9 +30,6 @@ type demo struct {
 
 func newDemo(t *testing.T) *demo {
 	t.Helper()
-	if err := buildPlugin(); err != nil {
-		t.Fatal(err)
-	}
 	d := &demo{t: t, dir: filepath.Join(t.TempDir(), "a person's demo")}
 	for d.port == 0 || !listenable(d.port+1) || !listenable(d.port+2) {
 		d.port = testenv.FreePort(t)
@@ -134,9 +121,12 @@ func (d *demo) end(p *testenv.Process, signal syscall.Signal) {
 	}
 	mustEnd(d.t, started)
 	for i := range 3 {
-		if !listenable(d.port + i) {
-			d.t.Errorf("after %v somebody listens on port %d", signal, d.port+i)
-		}
+		eventually(d.t, 20*time.Second, fmt.Sprintf("port %d is free after %v", d.port+i, signal), func() error { // a killed one may still be closing it
+			if !listenable(d.port + i) {
+				return errors.New("somebody listens on it")
+			}
+			return nil
+		})
 	}
 	unfinished, err := filepath.Glob(filepath.Join(d.dir, "*.new"))
 	if err != nil || len(unfinished) > 0 && signal != syscall.SIGKILL {
@@ -152,15 +142,12 @@ func (d *demo) shell(story []string, line int) (string, error) {
 	return string(out), err
 }
 
-// signIn is what answering the password prompt does.
-func (d *demo) signIn(user string) {
-	d.t.Helper()
-	cmd := exec.Command(filepath.Join(d.dir, "bin", "kubectl-tabard"), "login", "--password-stdin", "--username", user, "--server", d.issuer,
-		"--ca-file", filepath.Join(d.dir, "ca.pem"), "--cache-dir", filepath.Join(d.dir, "cache", user), "--no-keyring")
-	cmd.Stdin = strings.NewReader(user + "\n")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		d.t.Fatalf("sign in as %s: %v\n%s", user, err, out)
-	}
+// atTerminal runs a line as shell does, at a terminal, where the person is asked for
+// the password of user.
+func (d *demo) atTerminal(story []string, line int, user string) string {
+	p := &person{server: &server{t: d.t}, home: d.t.TempDir()}
+	p.env = append(os.Environ(), "HOME="+p.home, "KUBECONFIG=")
+	return p.script(story[0]+"; "+story[line], map[string]string{"Password: ": user + "\n"})
 }
 
 var typed = regexp.MustCompile(`(?m)^ +((?:D=|KUBECONFIG=).*)$`)
@@ -175,13 +162,11 @@ func TestDemo(t *testing.T) {
 		t.Errorf("%d processes beside it, want etcd and kube-apiserver", n)
 	}
 	story := d.story()
-	d.signIn("alice")
-	d.signIn("bob")
-	if out, err := d.shell(story, 1); err != nil || !strings.Contains(out, "shop") || !strings.Contains(out, "Pending") {
-		t.Fatalf("alice: %v\n%s", err, out)
+	if out := d.atTerminal(story, 1, "alice"); !strings.Contains(out, "shop") || !strings.Contains(out, "Pending") || !strings.HasSuffix(out, "exit 0") {
+		t.Fatalf("alice: %s", out)
 	}
-	if out, err := d.shell(story, 2); err == nil || !strings.Contains(out, `Forbidden): pods is forbidden: User "bob" cannot list`) {
-		t.Fatalf("bob before: %v\n%s", err, out)
+	if out := d.atTerminal(story, 2, "bob"); !strings.Contains(out, `Forbidden): pods is forbidden: User "bob" cannot list`) {
+		t.Fatalf("bob before: %s", out)
 	}
 	d.addOnPage("bob")
 	bobMay := func() error {
