@@ -68,7 +68,7 @@ func (d *Directory) group(s *schema, e *ldap.Entry) (Group, bool) {
 // searchGroups returns the groups that match groups.filter and one of terms.
 func (d *Directory) searchGroups(ctx context.Context, s *schema, terms, attributes []string) ([]*ldap.Entry, error) {
 	filter := "(&" + s.groups.Filter + "(|" + strings.Join(terms, "") + "))"
-	return d.search(ctx, query{base: s.groups.BaseDN, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: append(attributes, s.groups.Name), limit: maxGroups})
+	return d.ask(ctx, "find groups", query{base: s.groups.BaseDN, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: append(attributes, s.groups.Name), limit: maxGroups})
 }
 
 // walk looks for groups from the person upwards, all of one depth at a time. A
@@ -177,7 +177,7 @@ func tracedAttributes() []string { return []string{"memberOf", "objectSid"} }
 // inChain asks Active Directory for all groups at any depth. Its rule does not
 // see the primary group, so that and the groups it is in are asked for as well.
 func (d *Directory) inChain(ctx context.Context, s *schema, p Person) ([]*ldap.Entry, error) {
-	primary, err := d.search(ctx, query{base: "<SID=" + p.primaryGroup + ">", scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"1.1"}, limit: 1})
+	primary, err := d.ask(ctx, "read the primary group", query{base: "<SID=" + p.primaryGroup + ">", scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"1.1"}, limit: 1})
 	if err == nil && len(primary) != 1 {
 		err = errors.New("bindDN may not read it")
 	}
@@ -191,7 +191,7 @@ func (d *Directory) inChain(ctx context.Context, s *schema, p Person) ([]*ldap.E
 // tokenGroups reads the security identifiers that Active Directory computes for
 // a person, and then the groups they stand for.
 func (d *Directory) tokenGroups(ctx context.Context, s *schema, p Person) ([]*ldap.Entry, error) {
-	person, err := d.search(ctx, query{base: p.DN, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"tokenGroups"}, limit: 1})
+	person, err := d.ask(ctx, "read tokenGroups", query{base: p.DN, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"tokenGroups"}, limit: 1})
 	if err != nil {
 		return nil, err
 	}

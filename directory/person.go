@@ -76,7 +76,7 @@ func (d *Directory) own(ctx context.Context, login string) (string, error) {
 		return "", err
 	}
 	filter := fmt.Sprintf("(&(objectClass=crossRef)(nETBIOSName=%s)(nCName=%s))", ldap.EscapeFilter(name), ldap.EscapeFilter(s.domain))
-	domains, err := d.search(ctx, query{base: s.configuration, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: []string{"1.1"}, limit: 2})
+	domains, err := d.ask(ctx, "look the domain's NetBIOS name up", query{base: s.configuration, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: []string{"1.1"}, limit: 2})
 	if err != nil {
 		return "", fmt.Errorf("look the domain's NetBIOS name up: %w", err)
 	}
@@ -141,7 +141,7 @@ func (d *Directory) person(ctx context.Context, s *schema, filter, typed string)
 
 // oneUser returns the one entry that matches users.filter and filter.
 func (d *Directory) oneUser(ctx context.Context, s *schema, filter string, attributes []string) (*ldap.Entry, error) {
-	found, err := d.search(ctx, query{
+	found, err := d.ask(ctx, "find the person", query{
 		base: s.users.BaseDN, scope: ldap.ScopeWholeSubtree, attributes: attributes, limit: 2,
 		filter: "(&" + s.users.Filter + filter + ")",
 	})

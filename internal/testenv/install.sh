@@ -21,6 +21,7 @@ need ldbadd ldb-tools
 need /usr/share/samba/setup/provision.ldif samba-ad-provision
 need '/usr/lib/*/samba/ldb/samba_dsdb.so' samba-dsdb-modules
 need '/usr/lib/*/samba/vfs/dfs_samba4.so' samba-vfs-modules
+need ns-slapd 389-ds-base # with dscreate
 need systemd-analyze systemd # checks our unit; it need not run
 need gcc gcc libc6-dev # go test -race links with it
 [ ${#missing[@]} -gt 0 ] || exit 0
