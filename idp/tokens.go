@@ -146,7 +146,7 @@ func (s *Service) finish(ctx context.Context, sess *Session, c *Client, t prepar
 
 // sign records the token in the trail, then signs it.
 func (s *Service) sign(ctx context.Context, sess *Session, c *Client, t preparedToken) (string, error) {
-	e := audit.Event{Act: "token.issue", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, JTI: t.jti}
+	e := audit.Event{Act: "token.issue", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, JTI: t.jti, Soon: true}
 	if sess.stale {
 		e.Detail = map[string]string{"stale": "true"}
 	}

@@ -35,6 +35,11 @@ type Event struct {
 	Client    string            `json:"client,omitempty"`
 	Cluster   string            `json:"cluster,omitempty"`
 	Detail    map[string]string `json:"detail,omitempty"`
+
+	// Soon lets Append return when the event is in the file, and syncs it within a
+	// second: for what happens too often to wait for the disk each time. It survives
+	// the process, but not the machine.
+	Soon bool `json:"-"`
 }
 
 // Origin is where a request came from.

@@ -35,6 +35,8 @@ const (
 	maxDetails    = 32      // entries of Detail; no line comes near 1 MiB
 	maxGroup      = 256     // events that share one fsync
 	maxGroupBytes = 1 << 20 // and their lines, but for the last
+
+	soon = time.Second // how late a record may be synced that nobody waits for
 )
 
 // Config says where the trail is kept.
@@ -60,10 +62,12 @@ type Log struct {
 	closeErr error // of the first Close
 
 	// Of the writer alone.
-	f    *os.File // nil: the next record begins a file
-	size int64    // of f, up to the last durable record
-	torn bool     // f may hold more than size
-	tail tail
+	f      *os.File    // nil: the next record begins a file
+	size   int64       // of f, up to the last whole record
+	torn   bool        // f may hold more than size
+	late   atomic.Bool // f holds records that are not synced yet
+	failed bool        // to sync them
+	tail   tail
 }
 
 // tail is the end of the chain.
@@ -142,7 +146,7 @@ func (l *Log) load() (cut map[string]string, err error) {
 func (l *Log) release() error {
 	var err error
 	if l.f != nil {
-		err = l.f.Close()
+		err = errors.Join(l.sync(), l.f.Close())
 	}
 	if l.lock != nil {
 		err = errors.Join(err, l.lock.Unlock())
@@ -164,12 +168,13 @@ func (l *Log) Close() error {
 // request is one event on its way to the file.
 type request struct {
 	body   []byte // the event's JSON without seq and time
+	soon   bool   // see Event
 	taken  atomic.Bool
 	answer chan error // holds one
 }
 
 // Append adds e to the trail, with seq, time and what is missing of the origin that
-// ctx carries, and returns when it is durable. Long strings are cut. After an error
+// ctx carries, and returns when it is durable, or written if e.Soon. Long strings are cut. After an error
 // the act must not go on; if ctx ended or the disk failed meanwhile, the event may
 // be in the trail all the same.
 func (l *Log) Append(ctx context.Context, e Event) error {
@@ -201,7 +206,7 @@ func newRequest(ctx context.Context, e Event) (*request, error) {
 		Seq  *struct{} `json:"seq,omitempty"`
 		Time *struct{} `json:"time,omitempty"`
 	}{Event: e})
-	return &request{body: body, answer: make(chan error, 1)}, err
+	return &request{body: body, soon: e.Soon, answer: make(chan error, 1)}, err
 }
 
 // bound cuts what somebody else may have made long.
@@ -271,10 +276,13 @@ func (l *Log) submit(ctx context.Context, r *request) error {
 // to fill: while one is written the next one queues.
 func (l *Log) run(ctx context.Context) {
 	defer close(l.ended)
+	var due <-chan time.Time // when to sync what nobody waits for
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-due:
+			_ = l.sync() // if it failed, the next write tries again and tells
 		case r := <-l.queue:
 			group := l.collect(r)
 			err := l.write(group)
@@ -282,7 +290,23 @@ func (l *Log) run(ctx context.Context) {
 				r.answer <- err
 			}
 		}
+		if !l.late.Load() {
+			due = nil
+		} else if due == nil {
+			due = time.After(soon)
+		}
 	}
+}
+
+// sync makes durable what was written without.
+func (l *Log) sync() error {
+	if !l.late.Load() {
+		return nil
+	}
+	err := l.f.Sync()
+	l.failed = err != nil
+	l.late.Store(l.failed)
+	return err
 }
 
 // collect takes first and what is queued behind it, up to the bounds of a group.
@@ -321,7 +345,8 @@ func (l *Log) write(group []*request) error {
 		lines, end = appendLine(lines, end, now, r.body)
 	}
 	_, err := l.f.WriteAt(lines, l.size)
-	if err == nil {
+	waits := slices.ContainsFunc(group, func(r *request) bool { return !r.soon })
+	if err == nil && waits {
 		err = l.f.Sync()
 	}
 	if err != nil {
@@ -329,6 +354,7 @@ func (l *Log) write(group []*request) error {
 		return fmt.Errorf("check the disk: %w", errors.Join(err, l.repair()))
 	}
 	l.tail, l.size = end, l.size+int64(len(lines))
+	l.late.Store(!waits)
 	return nil
 }
 
@@ -348,8 +374,16 @@ func (l *Log) ready(now time.Time) error {
 	if err := l.repair(); err != nil {
 		return err
 	}
+	if l.failed {
+		if err := l.sync(); err != nil {
+			return err
+		}
+	}
 	if l.f != nil && l.size < l.cfg.MaxFileBytes {
 		return nil
+	}
+	if err := l.sync(); err != nil {
+		return err
 	}
 	f, err := create(l.cfg.Dir, now, l.tail.seq+1)
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 	"unicode/utf8"
 
@@ -129,6 +130,49 @@ func TestAppend(t *testing.T) {
 	if info, _ := os.Stat(l.cfg.Dir); info.Mode().Perm() != 0o700 {
 		t.Error(info.Mode())
 	}
+}
+
+// TestSoon: a record that nobody waits for is in the file and the chain like any
+// other, across files, and the log's own timer syncs it.
+func TestSoon(t *testing.T) {
+	l := openTest(t, Config{MaxFileBytes: 500})
+	for i := range 20 {
+		e := Event{Act: "token.issue", Outcome: Done, Soon: i%3 != 0}
+		if err := l.Append(t.Context(), e); err != nil {
+			t.Fatal(err)
+		}
+		if n := len(events(t, l.cfg.Dir)); n != i+1 {
+			t.Fatalf("%d records in the files after %d", n, i+1)
+		}
+	}
+	mustVerify(t, l.cfg.Dir, 1, 20)
+	if err := l.Close(); err != nil || l.late.Load() {
+		t.Errorf("closed with late records: %v, %v", l.late.Load(), err)
+	}
+}
+
+// TestSoonIsSynced waits for the timer, by a clock of the test's own.
+func TestSoonIsSynced(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		l, err := Open(Config{Dir: filepath.Join(dir, "audit")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		if err := l.Append(t.Context(), Event{Act: "token.issue", Outcome: Done, Soon: true}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !l.late.Load() {
+			t.Error("synced at once")
+		}
+		time.Sleep(soon)
+		synctest.Wait()
+		if l.late.Load() {
+			t.Error("not synced in time")
+		}
+	})
 }
 
 func TestAppendRefuses(t *testing.T) {
