@@ -2,6 +2,7 @@ package directory
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"sync"
@@ -33,16 +34,19 @@ type Hidden struct {
 	Rule     string // such as `groups.exclude[0] k8s-old-*`
 }
 
-// Explain finds a person and their groups as Find and Groups do, and tells what
-// it did. It fails as they do; the Explanation then holds what was learned
-// until then.
-func (d *Directory) Explain(ctx context.Context, login string) (Explanation, error) {
+// Explain finds a person, by login or by id, and their groups, as Find, Lookup
+// and Groups do, and tells what it did. It fails as they do; the Explanation
+// then holds what was learned until then.
+func (d *Directory) Explain(ctx context.Context, loginOrID string) (Explanation, error) {
 	ctx, cancel := budget(ctx)
 	defer cancel()
 	r := &report{}
 	ctx = context.WithValue(ctx, reportKey{}, r)
 	var e Explanation
-	p, err := d.find(ctx, login)
+	p, err := d.lookup(ctx, loginOrID) // which sends nothing unless it is an id
+	if errors.Is(err, ErrNotFound) {
+		p, err = d.find(ctx, loginOrID)
+	}
 	if err != nil {
 		err = d.failed("find a person", err)
 	} else {
