@@ -211,7 +211,8 @@ type grant struct {
 }
 
 // prepare makes the claims of an id_token of sess for c (OpenID Connect Core section
-// 2). It never outlives a membership in it.
+// 2). It never outlives a membership in it. With ErrTooLarge the token comes too, for
+// Explain alone.
 func (s *Service) prepare(sess *Session, c *Client, g grant) (preparedToken, error) {
 	e, err := s.entitle(sess, c)
 	if err != nil {
@@ -228,11 +229,14 @@ func (s *Service) prepare(sess *Session, c *Client, g grant) (preparedToken, err
 	if err != nil {
 		return preparedToken{}, fmt.Errorf("encode claims: %w", err)
 	}
-	if size := len(t.payload)*4/3 + 512; size > int(c.tokens.MaxSize) { // 512: header and signature
-		return preparedToken{}, fmt.Errorf("%w: about %d bytes with %d groups, over tokens.maxSize %d: narrow the cluster's groups.include", ErrTooLarge, size, len(e.groups), c.tokens.MaxSize)
+	if size := t.size(); size > int(c.tokens.MaxSize) {
+		return t, fmt.Errorf("%w: about %d bytes with %d groups, over tokens.maxSize %d: narrow the cluster's groups.include", ErrTooLarge, size, len(e.groups), c.tokens.MaxSize)
 	}
 	return t, nil
 }
+
+// size is about what the signed token will have, in bytes.
+func (t preparedToken) size() int { return len(t.payload)*4/3 + 512 } // 512: header and signature
 
 func (s *Service) claims(sess *Session, c *Client, e entitlement, g grant, now time.Time, t preparedToken) map[string]any {
 	claims := s.person(sess, c, e)

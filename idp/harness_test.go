@@ -139,10 +139,23 @@ func (d *people) Groups(ctx context.Context, p directory.Person) ([]directory.Gr
 	var out []directory.Group
 	if e := d.by(func(e *entry) bool { return e.ID == p.ID }); e != nil {
 		for _, g := range e.groups {
-			out = append(out, directory.Group{Name: g})
+			out = append(out, directory.Group{Name: g, DN: "cn=" + g, Path: []string{"cn=" + g}})
 		}
 	}
 	return out, nil
+}
+
+func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Explanation, error) {
+	p, err := d.Lookup(ctx, loginOrID)
+	if errors.Is(err, directory.ErrNotFound) {
+		p, err = d.Find(ctx, loginOrID)
+	}
+	if err != nil {
+		return directory.Explanation{}, err
+	}
+	x := directory.Explanation{Person: p, Strategy: "walk", Queries: []directory.Query{{Doing: "find the person", Base: "dc=" + d.name, Filter: "(uid=" + loginOrID + ")", Entries: 1}}}
+	x.Groups, err = d.Groups(ctx, p)
+	return x, err
 }
 
 // change does something to the directory or one of its people.

@@ -65,6 +65,7 @@ type Directory interface {
 	Bind(ctx context.Context, dn, password string) error
 	Lookup(ctx context.Context, id string) (directory.Person, error)
 	Groups(ctx context.Context, p directory.Person) ([]directory.Group, error)
+	Explain(ctx context.Context, loginOrID string) (directory.Explanation, error)
 	DummyDN() string
 }
 

@@ -34,7 +34,7 @@ type caller struct {
 // apiServer is the JSON API over the group rules of one Tabard.
 type apiServer struct {
 	groups *groups.Service
-	find   FindPerson
+	idp    *idp.Service
 	now    func() time.Time
 	who    func(*http.Request) (caller, error)
 	fail   func(http.ResponseWriter, *http.Request, error)
@@ -42,20 +42,20 @@ type apiServer struct {
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
 // commands that open the store themselves while the server is stopped.
-func API(local *groups.Service, find FindPerson, actor groups.Actor, log logrus.FieldLogger) http.Handler {
-	s := &Site{log: log, groups: local, cfg: Config{Now: time.Now}}
+func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus.FieldLogger) http.Handler {
+	s := &Site{log: log, groups: local, idp: svc, cfg: Config{Now: time.Now}}
 	me := api.Me{Sub: actor.Sub, Username: actor.Name, Name: actor.Name, Groups: sorted(actor.Groups), Admin: local.IsAdmin(actor)}
-	return s.serveAPI(find, func(*http.Request) (caller, error) {
+	return s.serveAPI(func(*http.Request) (caller, error) {
 		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }}, nil
 	})
 }
 
 // api is the JSON API to whoever shows a token of the audience "tabard", or the
 // session of a browser.
-func (s *Site) api() http.Handler { return s.serveAPI(s.idp.FindPerson, s.caller) }
+func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
-func (s *Site) serveAPI(find FindPerson, who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, find: find, now: s.cfg.Now, who: who, fail: s.problem}
+func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem}
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
 	})
@@ -72,6 +72,7 @@ func (a *apiServer) routes() []route {
 		{"GET", "/api/openapi.json", http.HandlerFunc(serveOpenAPI)},
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
 		{"GET", "/api/v1/clusters", a.op(listClusters)},
+		{"GET", "/api/v1/explain", a.op(a.getExplanation)},
 		{"GET", "/api/v1/groups", a.op(a.listGroups)},
 		{"POST", "/api/v1/groups", a.op(a.createGroup)},
 		{"GET", "/api/v1/groups/{name}", a.op(a.getGroup)},
@@ -183,7 +184,7 @@ func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
 		m.End = in.End.UTC()
 	}
 	name := r.PathValue("name")
-	if err := addMember(r.Context(), a.groups, a.find, c.actor, name, in.Person, in.DirectoryGroup, m); err != nil {
+	if err := addMember(r.Context(), a.groups, a.idp.FindPerson, c.actor, name, in.Person, in.DirectoryGroup, m); err != nil {
 		return 0, nil, err
 	}
 	g, err := a.groups.Get(r.Context(), c.actor, name)
@@ -198,11 +199,7 @@ func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
 func (a *apiServer) wire(g groups.Group) api.Group {
 	out := api.Group{Name: g.Name, Description: g.Description, Created: when(g.Created), MemberCount: len(g.Members)}
 	for _, m := range g.Members {
-		out.Members = append(out.Members, api.Member{
-			Kind: string(m.Kind), ID: m.ID, Name: m.Name, End: when(m.End),
-			Ended: !m.End.IsZero() && !m.End.After(a.now()), Reason: m.Reason,
-			GrantedBy: m.GrantedBy, GrantedByName: m.GrantedByName, GrantedAt: when(m.GrantedAt),
-		})
+		out.Members = append(out.Members, wireMember(m, a.now()))
 	}
 	return out
 }

@@ -36,6 +36,15 @@ func TestAPIStatuses(t *testing.T) {
 		{other, "GET", "/api/v1/clusters", "", "", 200, `{"clusters":[{"name":"prod","clientID":"kubernetes","apiServer":"https://prod.example:6443"}]}`},
 		{other, "GET", "/api/v1/groups", "", "", 403, "You may not do this"},
 		{other, "POST", "/api/v1/groups/platform/members", ctype, `{"person":"nobody"}`, 403, "You may not do this"},
+		{nobody, "GET", "/api/v1/explain", "", "", 401, "You are not signed in"},
+		{other, "GET", "/api/v1/explain", "", "", 200, `"username":"alice"`},
+		{other, "GET", "/api/v1/explain?user=alice&cluster=prod", "", "", 200, `"cluster":"prod"`},
+		{other, "GET", "/api/v1/explain?user=bob", "", "", 403, "You may not do this"},
+		{other, "GET", "/api/v1/explain?user=nobody", "", "", 403, "You may not do this"},
+		{admin, "GET", "/api/v1/explain?user=bob", "", "", 200, `"milliseconds":1.5`},
+		{admin, "GET", "/api/v1/explain?user=bob", "", "", 200, `{"name":"corp:old","dn":"cn=old","rule":"groups.exclude[0] old"}`},
+		{admin, "GET", "/api/v1/explain?user=nobody", "", "", 422, "Nobody was found"},
+		{admin, "GET", "/api/v1/explain?user=bob&cluster=none", "", "", 422, "No such cluster"},
 		{admin, "GET", "/api/v1/groups", "", "", 200, `"memberCount":1`},
 		{admin, "GET", "/api/v1/groups/none", "", "", 404, "No such group or member"},
 		{admin, "GET", "/api/v1/nothing", "", "", 404, "openapi.json"},
@@ -101,7 +110,7 @@ func TestAPIAuthentication(t *testing.T) {
 
 func TestAPIWithoutServer(t *testing.T) {
 	h := newHouse(t)
-	server := API(h.groups, h.idp.FindPerson, groups.Actor{Operator: true, Name: "operator"}, logrus.New())
+	server := API(h.groups, h.idp, groups.Actor{Operator: true, Name: "operator"}, logrus.New())
 	call := func(method, path, body string) *httptest.ResponseRecorder {
 		r := httptest.NewRequest(method, path, strings.NewReader(body))
 		r.Header.Set("Content-Type", "application/json")
@@ -146,7 +155,7 @@ func TestOpenAPI(t *testing.T) {
 	if !slices.Equal(described, served) {
 		t.Errorf("described %q\nserved %q", described, served)
 	}
-	for _, wire := range []any{api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Member{}, api.AddMember{}, api.Problem{}} {
+	for _, wire := range []any{api.Explanation{}, api.ExplainedPerson{}, api.ExplainedQuery{}, api.ExplainedGroup{}, api.LeftOut{}, api.ExplainedToken{}, api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Member{}, api.AddMember{}, api.Problem{}} {
 		kind := reflect.TypeOf(wire)
 		props := doc.Components.Schemas[kind.Name()].Properties
 		for i := range kind.NumField() {

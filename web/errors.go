@@ -48,6 +48,8 @@ var faults = []struct {
 	{directory.ErrNotFound, fault{422, "Nobody was found", "No directory has a person of that name. Write the name as the person types it to sign in.", 0}},
 	{directory.ErrAmbiguous, fault{422, "Several people were found", "More than one person has that name. Write it with the directory's suffix, as in user@suffix.", 0}},
 	{directory.ErrUnavailable, fault{503, "The directory does not answer just now", "Nobody can be looked up until it does. Try again in a minute.", 30}},
+	{directory.ErrUnusable, fault{422, "The entry cannot be used", "", 0}},
+	{idp.ErrNoCluster, fault{422, "No such cluster", "The configuration has no cluster of that name.", 0}},
 	{groups.ErrUnknown, fault{503, "It may have been done", "Look at the group before you repeat it.", 0}},
 	{groups.ErrNotFound, fault{404, "No such group or member", "It was deleted or removed, or the address has a mistake in it.", 0}},
 	{groups.ErrExists, fault{409, "That group exists already", "Choose another name, or use the group that is there.", 0}},

@@ -84,6 +84,23 @@ func (d *people) Groups(_ context.Context, p directory.Person) ([]directory.Grou
 	return []directory.Group{{Name: "corp:devs"}}, nil
 }
 
+func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Explanation, error) {
+	p, err := d.Lookup(ctx, loginOrID)
+	if err != nil {
+		return directory.Explanation{}, err
+	}
+	x := directory.Explanation{
+		Person: p, Strategy: "walk",
+		Queries: []directory.Query{{Doing: "find the person", Base: "dc=corp", Filter: "(uid=" + p.Username + ")", Entries: 1, Took: 1500 * time.Microsecond}},
+		Hidden:  []directory.Hidden{{Name: "corp:old", DN: "cn=old", Rule: "groups.exclude[0] old"}},
+	}
+	x.Groups, err = d.Groups(ctx, p)
+	for i := range x.Groups {
+		x.Groups[i].Path = []string{"cn=" + x.Groups[i].Name}
+	}
+	return x, err
+}
+
 // memory is a trail that only remembers.
 type memory struct {
 	mu     sync.Mutex

@@ -91,11 +91,12 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 	if err != nil {
 		return err
 	}
-	svc, err := idp.New(cmd.Context(), cfg.idp, parts) // to find people; it signs nothing
+	parts.Groups = local
+	svc, err := idp.New(cmd.Context(), cfg.idp, parts) // to find and explain people; it signs nothing
 	if err != nil {
 		return err
 	}
-	h := web.API(local, svc.FindPerson, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
+	h := web.API(local, svc, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
 	return do(api.NewClient("http://store", &http.Client{Transport: handlerTransport{h}}, nil))
 }
 

@@ -46,6 +46,10 @@ func (d *corp) fault() error { d.mu.Lock(); defer d.mu.Unlock(); return d.down }
 func (d *corp) Name() string    { return "corp" }
 func (d *corp) DummyDN() string { return "cn=nobody" }
 
+func (d *corp) Explain(context.Context, string) (directory.Explanation, error) {
+	return directory.Explanation{}, directory.ErrNotFound
+}
+
 func (d *corp) Find(_ context.Context, login string) (directory.Person, error) {
 	if err := d.fault(); err != nil || login != alice.Username {
 		return directory.Person{}, firstOf(err, directory.ErrNotFound)

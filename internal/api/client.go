@@ -115,6 +115,20 @@ func (c *Client) Group(ctx context.Context, name string) (Group, error) {
 	return g, err
 }
 
+// Explain says what somebody's token for a cluster would hold, and why. Without a user
+// it is about the caller, without a cluster about a token of Tabard itself.
+func (c *Client) Explain(ctx context.Context, user, cluster string) (Explanation, error) {
+	var x Explanation
+	q := url.Values{}
+	for key, value := range map[string]string{"user": user, "cluster": cluster} {
+		if value != "" {
+			q.Set(key, value)
+		}
+	}
+	err := c.do(ctx, http.MethodGet, "/api/v1/explain?"+q.Encode(), nil, &x)
+	return x, err
+}
+
 // CreateGroup makes an empty local group.
 func (c *Client) CreateGroup(ctx context.Context, name, description string) (Group, error) {
 	var g Group

@@ -1,0 +1,65 @@
+package api
+
+import "time"
+
+// Explanation answers GET /api/v1/explain: which groups a person's token would hold
+// now, and why. No token is made.
+type Explanation struct {
+	Person   ExplainedPerson  `json:"person"`
+	Strategy string           `json:"strategy"` // how groups in groups were found, e.g. "walk"
+	Queries  []ExplainedQuery `json:"queries"`  // to the directory, in the order sent; never null
+	Groups   []ExplainedGroup `json:"groups"`   // in the token, by name; never null
+	LeftOut  []LeftOut        `json:"leftOut"`  // found, and kept out by a rule; never null
+	Token    ExplainedToken   `json:"token"`
+}
+
+// ExplainedPerson is the entry that was found.
+type ExplainedPerson struct {
+	Directory       string     `json:"directory"`
+	DN              string     `json:"dn"`
+	Sub             string     `json:"sub"`
+	Username        string     `json:"username"`
+	Name            string     `json:"name"`
+	Email           string     `json:"email,omitempty"`
+	State           string     `json:"state"`   // "active", or what stops a sign-in
+	Account         string     `json:"account"` // State in words
+	PasswordChanged *time.Time `json:"passwordChanged,omitempty"`
+}
+
+// ExplainedQuery is one search that was sent to the directory.
+type ExplainedQuery struct {
+	Doing        string  `json:"doing"`
+	Base         string  `json:"base"`
+	Filter       string  `json:"filter"`
+	Entries      int     `json:"entries"`
+	Milliseconds float64 `json:"milliseconds"`
+	Error        string  `json:"error,omitempty"`
+}
+
+// ExplainedGroup is a group in the token, and where it comes from: Path, Through or
+// both.
+type ExplainedGroup struct {
+	Name string `json:"name"`
+	// Path of a directory group holds DNs, from the first group that the person is in
+	// to this one.
+	Path    []string `json:"path,omitempty"`
+	Through []Member `json:"through,omitempty"` // memberships of a local group that count
+}
+
+// LeftOut is a group, or one membership of a local group, that does not count.
+type LeftOut struct {
+	Name    string  `json:"name"`
+	DN      string  `json:"dn,omitempty"`      // of a directory group
+	Through *Member `json:"through,omitempty"` // of a local group
+	Rule    string  `json:"rule"`              // what kept it out
+}
+
+// ExplainedToken is what the token would be.
+type ExplainedToken struct {
+	Cluster       string         `json:"cluster,omitempty"`       // absent: a token of Tabard itself
+	RequireGroups []string       `json:"requireGroups,omitempty"` // of which the cluster wants one
+	Refused       string         `json:"refused,omitempty"`       // why there would be none
+	Claims        map[string]any `json:"claims,omitempty"`        // without jti and sid
+	Size          int            `json:"size"`                    // about, in bytes, signed
+	MaxSize       int            `json:"maxSize"`                 // tokens.maxSize, in bytes
+}
