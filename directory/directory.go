@@ -93,6 +93,7 @@ type Directory struct {
 	tls          *tls.Config
 	foreign      []string // username prefixes of other directories, refused here
 	nobody       string   // a name that no entry has
+	policy       lockoutMemory
 
 	learned  atomic.Pointer[schema] // nil until the first connection
 	searches chan struct{}          // a slot for each search that runs
