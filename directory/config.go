@@ -69,10 +69,18 @@ type Groups struct {
 	Name     string   `yaml:"name"`     // attribute
 	Member   string   `yaml:"member"`   // attribute with DNs, or memberUid
 	Nested   Nested   `yaml:"nested"`   // see Nested
-	MaxDepth int      `yaml:"maxDepth"` // of walk: how many groups deep it looks; 10 when zero
+	MaxDepth int      `yaml:"maxDepth"` // of walk: how many groups deep it looks, more are an error; 10 when zero
 	Include  []string `yaml:"include"`  // globs of names without prefix; all when empty
 	Exclude  []string `yaml:"exclude"`
 	Prefix   string   `yaml:"prefix"` // "<name>:" when empty
+	Rename   []Rename `yaml:"rename"` // the first that matches is used; after include and exclude
+}
+
+// Rename gives groups another name in tokens. Where that would give two groups
+// one name, whoever is in one of them gets no groups but an error.
+type Rename struct {
+	From string `yaml:"from"` // RE2 expression that the whole name without prefix must match
+	To   string `yaml:"to"`   // template: $1 or ${1} is the first group of From
 }
 
 // Outage says what happens while no host answers.
@@ -179,6 +187,12 @@ func (c *Config) validateGroups(f *faults) {
 	}
 	f.validGlobs("groups.include", g.Include)
 	f.validGlobs("groups.exclude", g.Exclude)
+	for i, r := range g.Rename {
+		_, err := newRename(r)
+		f.when(err != nil, fmt.Sprintf("groups.rename[%d].from", i), "is not a regular expression (RE2): %v", err)
+		f.when(r.From == "", fmt.Sprintf("groups.rename[%d].from", i), "is empty: write an expression such as k8s-(.*)")
+		f.when(clean(r.To) == "", fmt.Sprintf("groups.rename[%d].to", i), "is empty: write a template such as $1; groups.exclude hides groups")
+	}
 }
 
 func (f *faults) validGlobs(key string, globs []string) {

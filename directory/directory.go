@@ -81,8 +81,11 @@ type Group struct {
 	Name string // with the directory's prefix, e.g. "corp:devs"
 	DN   string
 	// Path holds DNs from the first group the person is in to this one, both
-	// included; this one alone where the directory does not show the way.
+	// included; this one alone where the directory does not show the way. Only
+	// Explain fills it.
 	Path []string
+
+	own string // its name before groups.prefix and groups.rename
 }
 
 // Directory reads one configured directory. Its methods may be called from
@@ -96,7 +99,9 @@ type Directory struct {
 	policy       lockoutMemory
 
 	learned  atomic.Pointer[schema] // nil until the first connection
-	searches chan struct{}          // a slot for each search that runs
+	members  memberAttributes
+	sids     sidCache
+	searches chan struct{} // a slot for each search that runs
 	binds    chan struct{}
 
 	mu     sync.Mutex

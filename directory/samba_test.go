@@ -128,10 +128,11 @@ func groupsInAD(t *testing.T, s *testenv.Samba) {
 			all := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = nested }))
 			wantGroups(t, all, "jane", "corp:Domain Users", "corp:Users", "corp:circle", "corp:company", "corp:dept", "corp:team")
 			wantGroups(t, all, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")
-			groups, err := all.Groups(t.Context(), mustFind(t, all, "jane"))
+			e, err := all.Explain(t.Context(), "jane")
 			if err != nil {
 				t.Fatal(err)
 			}
+			groups := e.Groups
 			in := func(cn string) string { return "CN=" + cn + ",OU=Groups,DC=corp,DC=example" }
 			if want := []string{in("team"), in("dept"), in("company"), in("circle")}; !reflect.DeepEqual(groups[2].Path, want) {
 				t.Errorf("path %q, want %q", groups[2].Path, want)

@@ -24,7 +24,11 @@ type schema struct {
 	attributes       []string // of a person
 	names            []string // attributes of the display name, best first
 	members          []string // attributes that hold a group's members
-	include, exclude []*regexp.Regexp
+	include, exclude []string // cleaned globs
+	renames          []rename
+	// allSecurity: groups are all security groups of the domain, so a way
+	// through a group that is not among them is no way.
+	allSecurity bool
 	// Active Directory's own naming contexts, to find its NetBIOS name.
 	domain, configuration string
 }
@@ -34,9 +38,21 @@ type schema struct {
 func newSchema(cfg *Config, root *ldap.Entry) (*schema, error) {
 	s := &schema{
 		users: cfg.Users, groups: cfg.Groups,
-		include: globs(cfg.Groups.Include), exclude: globs(cfg.Groups.Exclude),
 		domain:        root.GetEqualFoldAttributeValue("defaultNamingContext"),
 		configuration: root.GetEqualFoldAttributeValue("configurationNamingContext"),
+	}
+	for _, p := range cfg.Groups.Include {
+		s.include = append(s.include, clean(p))
+	}
+	for _, p := range cfg.Groups.Exclude {
+		s.exclude = append(s.exclude, clean(p))
+	}
+	for _, r := range cfg.Groups.Rename {
+		compiled, err := newRename(r)
+		if err != nil {
+			return nil, fmt.Errorf("groups.rename: %w", err)
+		}
+		s.renames = append(s.renames, compiled)
 	}
 	s.names = []string{"displayName", "cn"}
 	if s.users.Name != "" {
@@ -56,6 +72,7 @@ func newSchema(cfg *Config, root *ldap.Entry) (*schema, error) {
 	}
 	setDefault(&s.users.BaseDN, base)
 	setDefault(&s.groups.BaseDN, base)
+	s.allSecurity = cfg.Type == TypeActiveDirectory && cfg.Groups.Filter == "" && foldDN(s.groups.BaseDN) == foldDN(s.domain)
 	setDefault(&s.users.Email, "mail")
 	s.attributes = append(s.attributes, s.users.ID, s.users.Username, s.users.Email)
 	s.attributes = append(s.attributes, s.names...)
@@ -102,7 +119,7 @@ func (s *schema) defaultLDAP(id string) {
 	if g.Member != "" {
 		s.members = []string{g.Member}
 	}
-	s.attributes = []string{"uid", "pwdAccountLockedTime", "pwdReset", "pwdChangedTime", "nsAccountLock"}
+	s.attributes = []string{"uid", "pwdAccountLockedTime", "pwdReset", "pwdChangedTime", "nsAccountLock", "memberOf", "passwordExpirationTime"}
 	g.Nested = cmp.Or(g.Nested, NestedWalk)
 }
 
@@ -118,32 +135,42 @@ func namingContext(root *ldap.Entry) string {
 	return contexts[0]
 }
 
-// visible says whether groups.include and groups.exclude let a group be seen.
-func (s *schema) visible(name string) bool {
-	return (len(s.include) == 0 || anyMatch(s.include, name)) && !anyMatch(s.exclude, name)
+// hiddenBy names the rule of groups.include or groups.exclude that hides a
+// group of this name, or is empty when none does.
+func (s *schema) hiddenBy(name string) string {
+	matches := func(pattern string) bool { return Glob(pattern, name) }
+	if i := slices.IndexFunc(s.exclude, matches); i >= 0 {
+		return fmt.Sprintf("groups.exclude[%d] %s", i, s.exclude[i])
+	}
+	if len(s.include) > 0 && !slices.ContainsFunc(s.include, matches) {
+		return "not in groups.include"
+	}
+	return ""
 }
 
 // hides says whether a group may be hidden by configuration.
 func (s *schema) hides() bool { return len(s.include)+len(s.exclude) > 0 }
 
-func anyMatch(globs []*regexp.Regexp, name string) bool {
-	for _, g := range globs {
-		if g.MatchString(name) {
-			return true
-		}
-	}
-	return false
+// rename is one compiled rule of groups.rename.
+type rename struct {
+	from *regexp.Regexp // anchored
+	to   string
 }
 
-// globs compiles patterns in which * stands for any characters and ? for one.
-func globs(patterns []string) []*regexp.Regexp {
-	var res []*regexp.Regexp
-	for _, p := range patterns {
-		quoted := regexp.QuoteMeta(clean(p))
-		quoted = strings.ReplaceAll(strings.ReplaceAll(quoted, `\*`, `.*`), `\?`, `.`)
-		res = append(res, regexp.MustCompile(`(?s)^`+quoted+`$`))
+func newRename(r Rename) (rename, error) {
+	from, err := regexp.Compile("^(?:" + r.From + ")$")
+	return rename{from, r.To}, err
+}
+
+// renamed is what groups.rename makes of name: the template of the first rule
+// that matches the whole name, or name itself.
+func (s *schema) renamed(name string) string {
+	for _, r := range s.renames {
+		if m := r.from.FindStringSubmatchIndex(name); m != nil {
+			return clean(string(r.from.ExpandString(nil, r.to, name, m)))
+		}
 	}
-	return res
+	return name
 }
 
 // clean returns s in Unicode form NFC and without space around it.

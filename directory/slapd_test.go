@@ -338,10 +338,11 @@ func TestGroupsOnSlapd(t *testing.T) {
 		t.Errorf("dave's groups: %q", got)
 	}
 
-	groups, err := d.Groups(t.Context(), mustFind(t, d, "dave"))
+	e, err := d.Explain(t.Context(), "dave")
 	if err != nil {
 		t.Fatal(err)
 	}
+	groups := e.Groups
 	below := func(cns ...string) (path []string) {
 		for _, cn := range cns {
 			path = append(path, "cn="+cn+",ou=groups,dc=example,dc=org")
@@ -377,7 +378,7 @@ func TestGroupKeysOnSlapd(t *testing.T) {
 			want   []string
 		}{
 			"none":                  {Groups{Nested: NestedNone}, "alice", []string{"corp:devs"}},
-			"depth 1":               {Groups{MaxDepth: 1}, "alice", []string{"corp:devs"}},
+			"depth 1":               {Groups{MaxDepth: 1}, "carol", []string{"corp:cluster-operators", "corp:ops", "corp:é"}},
 			"depth 2":               {Groups{MaxDepth: 2}, "alice", []string{"corp:all-devs", "corp:devs"}},
 			"include":               {Groups{Include: []string{"*devs"}}, "alice", []string{"corp:all-devs", "corp:devs"}},
 			"hidden, not through":   {Groups{Include: []string{"all-*"}}, "alice", []string{}},
@@ -395,6 +396,13 @@ func TestGroupKeysOnSlapd(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				wantGroups(t, open(t, with(slapdConfig(s), func(c *Config) { c.Groups = tc.groups })), tc.login, tc.want...)
 			})
+		}
+	})
+	t.Run("deeper than maxDepth is an error", func(t *testing.T) {
+		d := open(t, with(slapdConfig(s), func(c *Config) { c.Groups.MaxDepth = 1 }))
+		groups, err := d.Groups(t.Context(), mustFind(t, d, "alice"))
+		if err == nil || groups != nil || !strings.Contains(err.Error(), "maxDepth") {
+			t.Errorf("%v, %v", groups, err)
 		}
 	})
 	t.Run("no name may become reserved", func(t *testing.T) {

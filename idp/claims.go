@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 )
 
@@ -166,30 +167,7 @@ func matchesAny(patterns []string, name string, prefixes []string) bool {
 		return slices.IndexFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
 	}
 	source := of(name)
-	return slices.ContainsFunc(patterns, func(p string) bool { return of(p) == source && globMatches(p, name) })
-}
-
-// globMatches reports whether name fits pattern, where * stands for any run of
-// characters and ? for one.
-func globMatches(pattern, name string) bool {
-	p, n := []rune(pattern), []rune(name)
-	star, mark := -1, 0 // the last * and how much it has taken
-	i, j := 0, 0
-	for j < len(n) {
-		switch {
-		case i < len(p) && p[i] == '*':
-			star, mark = i, j
-			i++
-		case i < len(p) && (p[i] == '?' || p[i] == n[j]):
-			i, j = i+1, j+1
-		case star >= 0:
-			mark++
-			i, j = star+1, mark
-		default:
-			return false
-		}
-	}
-	return strings.Trim(string(p[i:]), "*") == ""
+	return slices.ContainsFunc(patterns, func(p string) bool { return of(p) == source && directory.Glob(p, name) })
 }
 
 // preparedToken is an id_token that lacks only its signature: all that can be
