@@ -1,18 +1,23 @@
 package directory
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"regexp"
+	"time"
 
 	"github.com/go-ldap/ldap/v3"
 )
 
-// Bind tries a person's password, on a connection of its own. The answer of the
-// first host that takes the connection is final. It fails with
-// ErrInvalidCredentials, with an *AccountError when the password was right but
-// the account may not be used, or with ErrUnavailable.
+// trustIdle is how long a connection may wait before it is probed.
+const trustIdle = time.Second
+
+// Bind tries a person's password, on a connection that nothing is searched on.
+// The answer of the first host that takes the request is final, and so is its
+// silence. It fails with ErrInvalidCredentials, with an *AccountError when the
+// password was right but the account may not be used, or with ErrUnavailable.
 func (d *Directory) Bind(ctx context.Context, dn, password string) error {
 	if dn == "" || password == "" {
 		return ErrInvalidCredentials // an empty password is an anonymous bind, which succeeds
@@ -26,19 +31,65 @@ func (d *Directory) Bind(ctx context.Context, dn, password string) error {
 }
 
 func (d *Directory) bind(ctx context.Context, dn, password string) error {
-	if err := acquire(ctx, d.binds); err != nil {
+	if err := d.binds.acquire(ctx); err != nil {
 		return err
 	}
-	defer func() { <-d.binds }()
-	c, err := d.connect(ctx, 0, nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
+	defer d.binds.release()
 	req := ldap.NewSimpleBindRequest(dn, password, []ldap.Control{ldap.NewControlBeheraPasswordPolicy()})
-	var res *ldap.SimpleBindResult
-	err = c.within(ctx, func() (err error) { res, err = c.SimpleBind(req); return err })
-	return bindOutcome(res, err)
+	var outcome error
+	err := d.onHosts(ctx, func(ctx context.Context, h *host, limit time.Duration) (err error) {
+		outcome, err = d.bindAt(ctx, h, limit, req)
+		return err
+	})
+	return cmp.Or(err, outcome)
+}
+
+// bindAt sends req to h and returns what it means, or an error when no answer
+// came. A pooled connection that broke before the request left is replaced.
+func (d *Directory) bindAt(ctx context.Context, h *host, limit time.Duration, req *ldap.SimpleBindRequest) (outcome, err error) {
+	c := d.binds.take(h)
+	if c != nil && time.Since(c.used) > trustIdle {
+		if err := c.probe(ctx, limit); isStalled(err) {
+			return nil, err
+		} else if err != nil {
+			c = nil
+		}
+	}
+	for {
+		if c == nil {
+			if c, err = d.connect(ctx, h, limit, nil); err != nil {
+				return nil, err
+			}
+		}
+		c.limit = 0 // this is not asked twice, so it may take all the time there is
+		before := c.raw.sent.Load()
+		var res *ldap.SimpleBindResult
+		err = c.within(ctx, func() (err error) { res, err = c.SimpleBind(req); return err })
+		if err == nil || resultCode(err) != 0 {
+			d.binds.put(c)
+			return bindOutcome(res, err), nil
+		}
+		c.Close()
+		if c.raw.sent.Load() != before {
+			return nil, fmt.Errorf("%w: %w", errLostBind, err)
+		}
+		if !c.reused || ctx.Err() != nil {
+			return nil, err
+		}
+		c = nil
+	}
+}
+
+// probe asks whether the server still has the connection, which it may have
+// closed without a word arriving. Any answer will do. Otherwise c is closed.
+func (c *conn) probe(ctx context.Context, limit time.Duration) error {
+	c.limit = limit
+	err := c.within(ctx, func() error { _, err := c.WhoAmI(nil); return err })
+	if err == nil || resultCode(err) != 0 {
+		return nil
+	}
+	c.Close()
+	return err
 }
 
 // DummyDN is below the base of the users and no entry's. Binding it costs the
@@ -57,9 +108,6 @@ func (d *Directory) DummyDN() string {
 
 // bindOutcome turns the answer to a bind into one of Bind's errors.
 func bindOutcome(res *ldap.SimpleBindResult, err error) error {
-	if err != nil && resultCode(err) == 0 {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
 	if state, ok := stateFromPolicy(res); ok {
 		return &AccountError{State: state}
 	}

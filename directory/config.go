@@ -37,7 +37,7 @@ type Config struct {
 	Name              string   `yaml:"name"` // [a-z0-9-]+
 	Type              Type     `yaml:"type"`
 	URLs              []string `yaml:"urls"` // ldaps://host[:port] or ldap://…, tried in this order
-	SRV               string   `yaml:"srv"`  // refused: not supported yet
+	SRV               string   `yaml:"srv"`  // domain with SRV records, instead of urls
 	CAFile            string   `yaml:"caFile"`
 	StartTLS          bool     `yaml:"startTLS"`
 	InsecurePlaintext bool     `yaml:"insecurePlaintext"`
@@ -129,9 +129,12 @@ func (c *Config) Validate() error {
 	return errors.Join(f.errs...)
 }
 
+var domainName = regexp.MustCompile(`^[A-Za-z0-9-]{1,63}(\.[A-Za-z0-9-]{1,63})*$`)
+
 func (c *Config) validateConnection(f *faults) {
-	f.when(c.SRV != "", "srv", "is not supported yet: list the hosts in urls")
-	f.when(c.SRV == "" && len(c.URLs) == 0, "urls", "is missing: list at least one, such as ldaps://ldap.corp.example")
+	f.when(c.SRV != "" && !domainName.MatchString(c.SRV), "srv", "%q is not a domain: write corp.example, without _ldaps._tcp before it", c.SRV)
+	f.when(c.SRV != "" && len(c.URLs) > 0, "srv", "contradicts urls: leave one out")
+	f.when(c.SRV == "" && len(c.URLs) == 0, "urls", "is missing: list at least one, such as ldaps://ldap.corp.example, or set srv")
 	for i, u := range c.URLs {
 		c.validateURL(f, fmt.Sprintf("urls[%d]", i), u)
 	}

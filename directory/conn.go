@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/url"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-ldap/ldap/v3"
@@ -15,32 +15,82 @@ import (
 
 const (
 	defaultBudget = 5 * time.Second // for one call without a deadline
-	idleTimeout   = time.Minute     // of a connection that waits in the pool
-	maxSearches   = 8               // at once, and so the size of the pool
-	maxBinds      = 32              // of people at once
-	pageSize      = 500
+	idleTimeout   = time.Minute     // of a connection that waits for a search
+	bindIdle      = 30 * time.Second
+	maxSearches   = 8  // at once, and so the size of the pool
+	maxBinds      = 32 // of people at once
+	maxIdleBinds  = 8
+	maxAnswer     = 64 << 20 // bytes on the wire for one request
+
+	// patience is how long a host may take for one request while another host
+	// that works is left. It keeps a login within a second.
+	patience = 750 * time.Millisecond
+
+	firstRefusal = 30 * time.Second // for which bindDN is not tried again
+	maxRefusal   = 5 * time.Minute
 )
 
-// errServiceBind: the server refused bindDN's password. No other host is
-// tried, so that a wrong password does not lock that account.
-var errServiceBind = errors.New("bindDN and its password were refused")
+var (
+	// errServiceBind: the server refused bindDN's password. No other host is
+	// tried, so that a wrong password does not lock that account.
+	errServiceBind = errors.New("bindDN and its password were refused")
+	// errLostBind: a person's password was sent and no answer came. It is not
+	// sent again, so that a wrong one does not count twice.
+	errLostBind = errors.New("the answer to a bind was lost")
+	errStalled  = errors.New("no answer in time")
+	// errConnect wraps what happens before the request itself.
+	errConnect   = errors.New("connect")
+	errLeftAlone = errors.New("did not answer lately and is left alone for a while")
+	errTooLong   = errors.New("the answer is too long")
+)
 
-// conn is one connection to one host.
+// wire is a TCP connection that counts.
+type wire struct {
+	net.Conn
+	sent atomic.Int64 // bytes
+	left atomic.Int64 // bytes that may still be read for this request
+}
+
+func (w *wire) Write(b []byte) (int, error) {
+	n, err := w.Conn.Write(b)
+	w.sent.Add(int64(n))
+	return n, err
+}
+
+func (w *wire) Read(b []byte) (int, error) {
+	if w.left.Load() <= 0 {
+		return 0, errTooLong
+	}
+	n, err := w.Conn.Read(b)
+	w.left.Add(-int64(n))
+	return n, err
+}
+
+// conn is one connection to one host. One call at a time uses it.
 type conn struct {
 	*ldap.Conn
-	raw    net.Conn
-	host   int // index in Config.URLs
+	raw    *wire
+	host   *host
+	limit  time.Duration // for one request; none when zero
+	used   time.Time     // last
 	reused bool
 }
 
-// within runs op, which talks on c, and closes c when ctx ends before op does.
-// ctx must have a deadline.
+// within runs op, one request on c, and closes c when ctx or the connection's
+// limit ends before op does. ctx must have a deadline.
 func (c *conn) within(ctx context.Context, op func() error) error {
 	deadline, _ := ctx.Deadline()
+	if limit := time.Now().Add(c.limit); c.limit > 0 && limit.Before(deadline) {
+		deadline = limit
+	}
+	c.raw.left.Store(maxAnswer)
 	c.raw.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { c.raw.SetDeadline(time.Unix(1, 0)) })
 	err := op()
 	if stop() {
+		if err != nil && resultCode(err) == 0 && !time.Now().Before(deadline) {
+			return fmt.Errorf("%w: %w", errStalled, err)
+		}
 		return err
 	}
 	c.Close()
@@ -50,21 +100,24 @@ func (c *conn) within(ctx context.Context, op func() error) error {
 	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 }
 
+// isStalled says whether err is that of a host that used up its time.
+func isStalled(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, errStalled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
 // dial connects to one host and secures the connection.
-func (d *Directory) dial(ctx context.Context, host int) (*conn, error) {
-	u, err := url.Parse(d.cfg.URLs[host])
+func (d *Directory) dial(ctx context.Context, h *host) (*conn, error) {
+	tcp, err := (&net.Dialer{}).DialContext(ctx, "tcp", h.address)
 	if err != nil {
 		return nil, err
 	}
-	port := map[string]string{"ldap": "389", "ldaps": "636"}[u.Scheme]
-	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port)))
-	if err != nil {
-		return nil, err
-	}
+	raw := &wire{Conn: tcp}
+	raw.left.Store(maxAnswer)
 	config := d.tls.Clone()
-	config.ServerName = u.Hostname()
-	stream := raw
-	if u.Scheme == "ldaps" {
+	config.ServerName = h.name
+	stream := net.Conn(raw)
+	if h.secure {
 		secured := tls.Client(raw, config)
 		if err := secured.HandshakeContext(ctx); err != nil {
 			raw.Close()
@@ -72,7 +125,7 @@ func (d *Directory) dial(ctx context.Context, host int) (*conn, error) {
 		}
 		stream = secured
 	}
-	c := &conn{Conn: ldap.NewConn(stream, stream != raw), raw: raw, host: host}
+	c := &conn{Conn: ldap.NewConn(stream, h.secure), raw: raw, host: h}
 	c.Start()
 	if d.cfg.StartTLS {
 		if err := c.within(ctx, func() error { return c.StartTLS(config) }); err != nil {
@@ -83,49 +136,76 @@ func (d *Directory) dial(ctx context.Context, host int) (*conn, error) {
 	return c, nil
 }
 
-// connect returns a connection to the first host that answers and passes
-// prepare, beginning at first. Each host gets a share of the time left, so that
-// one that never answers does not use it all.
-func (d *Directory) connect(ctx context.Context, first int, prepare func(context.Context, *conn) error) (*conn, error) {
-	var failed error
-	deadline, _ := ctx.Deadline()
-	hosts := len(d.cfg.URLs)
-	for i := range hosts {
-		host := (first + i) % hosts
-		share, cancel := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(hosts-i))
-		c, err := d.dial(share, host)
-		if err == nil && prepare != nil {
-			if err = prepare(share, c); err != nil {
-				c.Close()
+// onHosts runs try at one host after another until one answers, within one
+// budget. Limit is what try may take of it to connect, and then for a request;
+// a host that is the last hope has all the time there is.
+func (d *Directory) onHosts(ctx context.Context, try func(ctx context.Context, h *host, limit time.Duration) error) error {
+	d.used.Store(true)
+	hosts, err := d.hosts(ctx)
+	if err != nil {
+		return err
+	}
+	var all error
+	for i, h := range hosts {
+		err, next := errLeftAlone, true
+		if h.admit(time.Now()) {
+			if err = try(ctx, h, share(ctx, hosts[i+1:])); answered(err) {
+				h.answered(time.Now())
+				return err
 			}
+			next = d.blame(ctx, h, err)
 		}
-		cancel()
-		if err == nil {
-			return c, nil
+		if err = fmt.Errorf("%s: %w", h.url, err); all != nil {
+			err = fmt.Errorf("%w; %w", all, err)
 		}
-		err = fmt.Errorf("%s: %w", d.cfg.URLs[host], err)
-		if failed != nil {
-			err = fmt.Errorf("%w; %w", failed, err)
-		}
-		failed = err
-		if errors.Is(err, errServiceBind) {
+		if all = err; !next {
 			break
 		}
 	}
-	return nil, fmt.Errorf("%w: %w", ErrUnavailable, failed)
+	return fmt.Errorf("%w: %w", ErrUnavailable, all)
+}
+
+// share is the part of ctx's time for one host, with rest to come after it.
+func share(ctx context.Context, rest []*host) time.Duration {
+	deadline, _ := ctx.Deadline()
+	part := time.Until(deadline) / time.Duration(1+len(rest))
+	for _, h := range rest {
+		if h.healthy() {
+			return min(part, patience)
+		}
+	}
+	return part
+}
+
+// answered says whether err is what the server said to the request itself.
+func answered(err error) bool {
+	code := resultCode(err)
+	return err == nil || code != 0 && !temporary(code) && !errors.Is(err, errConnect)
+}
+
+// connect dials h and runs prepare, if there is one, within limit.
+func (d *Directory) connect(ctx context.Context, h *host, limit time.Duration, prepare func(context.Context, *conn) error) (*conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	c, err := d.dial(ctx, h)
+	if err == nil && prepare != nil {
+		if err = prepare(ctx, c); err != nil {
+			c.Close()
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errConnect, err)
+	}
+	return c, nil
 }
 
 // prepareSearch binds c as the service account, and learns what kind of server
 // this is when that is not known yet.
 func (d *Directory) prepareSearch(ctx context.Context, c *conn) error {
-	err := c.within(ctx, func() error { return c.Conn.Bind(d.cfg.BindDN, d.bindPassword) })
-	if refused(resultCode(err)) {
-		return fmt.Errorf("%w: check directories[%s].bindDN (%s) and its password: %w", errServiceBind, d.cfg.Name, d.cfg.BindDN, err)
-	}
-	if err != nil || d.learned.Load() != nil {
+	if err := d.bindService(ctx, c); err != nil || d.learned.Load() != nil {
 		return err
 	}
-	root, err := c.search(ctx, query{scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: rootAttributes, limit: 1})
+	root, err := c.search(ctx, rootQuery(rootAttributes...))
 	if err != nil || len(root) != 1 {
 		return fmt.Errorf("read the root DSE: %w", cmp.Or(err, errors.New("it is not there")))
 	}
@@ -137,154 +217,65 @@ func (d *Directory) prepareSearch(ctx context.Context, c *conn) error {
 	return nil
 }
 
-// do runs op on a connection bound as the service account. When the connection
-// breaks op runs once more, on a new connection.
+// bindService binds c as the service account. A refusal is remembered for a
+// while that grows, so that our asking does not lock that account.
+func (d *Directory) bindService(ctx context.Context, c *conn) error {
+	d.mu.Lock()
+	refusal, again := d.refusal, d.refusedUntil
+	d.mu.Unlock()
+	if time.Now().Before(again) {
+		return refusal
+	}
+	err := c.within(ctx, func() error { return c.Conn.Bind(d.cfg.BindDN, d.bindPassword) })
+	no := refused(resultCode(err))
+	if no {
+		err = fmt.Errorf("%w: check directories[%s].bindDN (%s) and its password: %w", errServiceBind, d.cfg.Name, d.cfg.BindDN, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case no:
+		d.refusalTime = min(max(2*d.refusalTime, firstRefusal), maxRefusal)
+		d.refusal, d.refusedUntil = err, time.Now().Add(d.refusalTime)
+	case err == nil:
+		d.refusalTime = 0
+	}
+	return err
+}
+
+// do runs op on a connection bound as the service account, on one host after
+// another until one answers.
 func (d *Directory) do(ctx context.Context, op func(*conn) error) error {
-	if err := acquire(ctx, d.searches); err != nil {
+	if err := d.searches.acquire(ctx); err != nil {
 		return err
 	}
-	defer func() { <-d.searches }()
-	c := d.takeIdle()
-	for attempt, first := 1, 0; ; attempt++ {
+	defer d.searches.release()
+	return d.onHosts(ctx, func(ctx context.Context, h *host, limit time.Duration) error {
+		return d.searchAt(ctx, h, limit, op)
+	})
+}
+
+// searchAt runs op at h. When a pooled connection turns out to be broken it
+// runs once more, on a new one.
+func (d *Directory) searchAt(ctx context.Context, h *host, limit time.Duration, op func(*conn) error) error {
+	c := d.searches.take(h)
+	for {
 		if c == nil {
 			var err error
-			if c, err = d.connect(ctx, first, d.prepareSearch); err != nil {
+			if c, err = d.connect(ctx, h, limit, d.prepareSearch); err != nil {
 				return err
 			}
 		}
+		c.limit = limit
 		err := op(c)
 		if err == nil || resultCode(err) != 0 {
-			d.giveBack(c)
-			if temporary(resultCode(err)) {
-				return fmt.Errorf("%w: %w", ErrUnavailable, err)
-			}
+			d.searches.put(c)
 			return err
 		}
 		c.Close()
-		if attempt == 2 || ctx.Err() != nil {
-			return fmt.Errorf("%w: %s: %w", ErrUnavailable, d.cfg.URLs[c.host], err)
-		}
-		if !c.reused {
-			first = c.host + 1
+		if !c.reused || isStalled(err) || ctx.Err() != nil {
+			return err
 		}
 		c = nil
 	}
-}
-
-func acquire(ctx context.Context, slots chan struct{}) error {
-	select {
-	case slots <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: too many requests wait for it: %w", ErrUnavailable, ctx.Err())
-	}
-}
-
-// takeIdle returns a pooled connection that still stands, or nil.
-func (d *Directory) takeIdle() *conn {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for len(d.idle) > 0 {
-		c := d.idle[len(d.idle)-1]
-		d.idle = d.idle[:len(d.idle)-1]
-		if !c.IsClosing() {
-			c.reused = true
-			return c
-		}
-	}
-	return nil
-}
-
-// giveBack puts c into the pool. Its read deadline closes it when nobody takes
-// it within idleTimeout.
-func (d *Directory) giveBack(c *conn) {
-	c.raw.SetDeadline(time.Now().Add(idleTimeout))
-	d.mu.Lock()
-	keep := !d.closed && !c.IsClosing()
-	if keep {
-		d.idle = append(d.idle, c)
-	}
-	d.mu.Unlock()
-	if !keep {
-		c.Close()
-	}
-}
-
-// query is one search. Referrals in its answer are never followed.
-type query struct {
-	base       string
-	scope      int
-	filter     string
-	attributes []string
-	limit      int // of entries; more are an error
-}
-
-// search runs q on a pooled connection.
-func (d *Directory) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
-	var entries []*ldap.Entry
-	err := d.do(ctx, func(c *conn) error {
-		var err error
-		entries, err = c.search(ctx, q)
-		return err
-	})
-	return entries, err
-}
-
-// search returns all entries that match q, or an error: never a part of them.
-func (c *conn) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
-	req := ldap.NewSearchRequest(q.base, q.scope, ldap.NeverDerefAliases, 0, 0, false, q.filter, q.attributes, nil)
-	paging := ldap.NewControlPaging(pageSize)
-	if q.limit > pageSize {
-		req.Controls = []ldap.Control{paging}
-	} else {
-		req.SizeLimit, req.EnforceSizeLimit = q.limit, true
-	}
-	var entries []*ldap.Entry
-	for {
-		var page *ldap.SearchResult
-		err := c.within(ctx, func() (err error) { page, err = c.Search(req); return err })
-		if errors.Is(err, ldap.ErrSizeLimitExceeded) {
-			err = ldap.NewError(ldap.LDAPResultSizeLimitExceeded, err)
-		}
-		if err != nil {
-			return nil, err
-		}
-		if entries = append(entries, page.Entries...); len(entries) > q.limit {
-			return nil, ldap.NewError(ldap.LDAPResultSizeLimitExceeded, fmt.Errorf("more than %d entries", q.limit))
-		}
-		next, _ := ldap.FindControl(page.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
-		if next == nil || len(next.Cookie) == 0 {
-			return entries, nil
-		}
-		paging.SetCookie(next.Cookie)
-	}
-}
-
-// resultCode is the server's answer in err, and 0 when err is nil or no answer.
-func resultCode(err error) uint16 {
-	var e *ldap.Error
-	if errors.As(err, &e) && e.ResultCode < ldap.ErrorNetwork {
-		return e.ResultCode
-	}
-	return 0
-}
-
-// refused says whether a result code of a bind is the server's no to the name
-// or the password.
-func refused(code uint16) bool {
-	switch code {
-	case ldap.LDAPResultInvalidCredentials, ldap.LDAPResultInappropriateAuthentication, ldap.LDAPResultInsufficientAccessRights,
-		ldap.LDAPResultNoSuchObject, ldap.LDAPResultInvalidDNSyntax, ldap.LDAPResultUnwillingToPerform, ldap.LDAPResultConstraintViolation:
-		return true
-	}
-	return false
-}
-
-// temporary says whether a result code means that the server cannot answer now.
-func temporary(code uint16) bool {
-	switch code {
-	case ldap.LDAPResultBusy, ldap.LDAPResultUnavailable, ldap.LDAPResultTimeLimitExceeded:
-		return true
-	}
-	return false
 }

@@ -9,6 +9,8 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -101,26 +103,36 @@ type Directory struct {
 	learned  atomic.Pointer[schema] // nil until the first connection
 	members  memberAttributes
 	sids     sidCache
-	searches chan struct{} // a slot for each search that runs
-	binds    chan struct{}
+	used     atomic.Bool
+	searches *pool // bound as the service account
+	binds    *pool // bound as whoever signed in last; nothing is searched on them
 
-	mu     sync.Mutex
-	idle   []*conn // bound as the service account
-	closed bool
+	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
+	stop      context.CancelFunc // of watching
+	watching  sync.WaitGroup
+
+	mu           sync.Mutex
+	known        []*host // as configured, or as DNS orders them; replaced, never changed
+	resolved     time.Time
+	refusal      error // of bindDN's password; not asked again until refusedUntil
+	refusedUntil time.Time
+	refusalTime  time.Duration
 }
 
 // New makes a Directory from cfg and reads its CA and password files. It asks
-// no server, so it works while the directory is down. All are the directories
-// of the whole configuration: where another has a usernamePrefix and this one
-// has none, a username here that begins with that prefix is refused.
+// no server, so it works while the directory is down; Close ends what it starts.
+// All are the directories of the whole configuration: where another has a
+// usernamePrefix and this one has none, a username here that begins with that
+// prefix is refused.
 func New(cfg Config, all ...Config) (*Directory, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
 	d := &Directory{
 		cfg: cfg, bindPassword: cfg.BindPassword, nobody: "tabard-nobody-" + uuid.NewString(),
-		searches: make(chan struct{}, maxSearches), binds: make(chan struct{}, maxBinds),
-		tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
+		searches: newPool(maxSearches, maxSearches, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
+		lookupSRV: net.DefaultResolver.LookupSRV,
+		tls:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
 	for i := range all {
 		u := &all[i].Users
@@ -148,6 +160,16 @@ func New(cfg Config, all ...Config) (*Directory, error) {
 			return nil, fmt.Errorf("%s.caFile: %s holds no certificate in PEM form", path, cfg.CAFile)
 		}
 	}
+	for _, raw := range cfg.URLs {
+		u, err := url.Parse(raw)
+		if err != nil {
+			return nil, fmt.Errorf("%s.urls: %w", path, err)
+		}
+		d.known = append(d.known, newHost(u))
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	d.stop = stop
+	d.watching.Go(func() { d.watch(ctx) })
 	return d, nil
 }
 
@@ -157,15 +179,13 @@ func (d *Directory) Name() string { return d.cfg.Name }
 // Prefix is what every group name of the directory begins with.
 func (d *Directory) Prefix() string { return d.cfg.GroupPrefix() }
 
-// Close closes the pooled connections. Calls that still run end by themselves.
+// Close ends the health checks and closes the pooled connections. Calls that
+// still run end by themselves.
 func (d *Directory) Close() {
-	d.mu.Lock()
-	idle := d.idle
-	d.idle, d.closed = nil, true
-	d.mu.Unlock()
-	for _, c := range idle {
-		c.Close()
-	}
+	d.stop()
+	d.watching.Wait()
+	d.searches.close()
+	d.binds.close()
 }
 
 // Ping says whether a host answers, lets the service account in and shows it

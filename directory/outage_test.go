@@ -198,14 +198,14 @@ func TestPoolIsBoundedAndShared(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n := len(d.idle); n == 0 || n > maxSearches {
+	if n := len(d.searches.free); n == 0 || n > maxSearches {
 		t.Errorf("%d pooled connections", n)
 	}
 	d.Close()
 	if err := d.Ping(t.Context()); err != nil {
 		t.Errorf("a call after Close still works, without a pool: %v", err)
 	}
-	if n := len(d.idle); n != 0 {
+	if n := len(d.searches.free) + len(d.binds.free); n != 0 {
 		t.Errorf("%d pooled connections after Close", n)
 	}
 }
