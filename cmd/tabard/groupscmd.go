@@ -24,18 +24,22 @@ import (
 	"github.com/tabard-id/tabard/web"
 )
 
-// groupsFlags say where the groups are: at a server, or in a store that is opened
-// here.
+// groupsFlags say where the groups, and what explains them, are: at a server, or in a
+// store that is opened here.
 type groupsFlags struct{ server, config, output string }
 
 func groupsCommand() *cobra.Command {
 	f := &groupsFlags{}
 	cmd := family("groups", "Show and change local groups",
 		f.list(), f.show(), f.create(), f.delete(), f.add(), f.remove())
+	f.flags(cmd)
+	return cmd
+}
+
+func (f *groupsFlags) flags(cmd *cobra.Command) {
 	cmd.PersistentFlags().StringVar(&f.server, "server", "", "issuer URL; default TABARD_SERVER, else the last one signed in to")
 	cmd.PersistentFlags().StringVar(&f.config, "config", "", "configuration file: work on its store while the server is stopped")
 	cmd.PersistentFlags().StringVarP(&f.output, "output", "o", "table", "table, json or yaml")
-	return cmd
 }
 
 // command makes one of the commands. do gets the client of a server, or of the
