@@ -210,12 +210,7 @@ func (s *Service) issueCode(ctx context.Context, sess *Session, c *Client, r *Au
 	if err != nil {
 		return "", fmt.Errorf("encode code: %w", err)
 	}
-	op, err := s.op(sess)
-	if err != nil {
-		return "", err
-	}
-	ops := []store.Op{op, {Key: "code/" + id, Value: value, Expires: s.Now().Add(codeMemory)}}
-	if _, err := s.Store.Txn(ctx, []store.Cond{sess.cond()}, ops); err != nil {
+	if err := s.write(ctx, sess, store.Op{Key: "code/" + id, Value: value, Expires: s.Now().Add(codeMemory)}); err != nil {
 		return "", fmt.Errorf("write code: %w", err)
 	}
 	return RedirectWith(r.RedirectURI, url.Values{"code": {id + "." + secret}, "state": {r.State}, "iss": {s.cfg.Issuer}}), nil

@@ -21,6 +21,7 @@ type Config struct {
 	Issuer   string          // https URL without query, fragment or trailing slash
 	Tokens   TokenConfig     // for every cluster that does not say otherwise
 	Sessions SessionConfig   // likewise
+	Throttle ThrottleConfig  // of passwords
 	Clusters []ClusterConfig // in the order of the file
 	Clients  []ClientConfig
 	// Outage says for each directory how long a session may go on from what was
@@ -46,6 +47,17 @@ type SessionConfig struct {
 	IdleTimeout  time.Duration `yaml:"idleTimeout,omitempty"`  // 8h
 	MaxLifetime  time.Duration `yaml:"maxLifetime,omitempty"`  // 12h
 	RefreshGrace time.Duration `yaml:"refreshGrace,omitempty"` // 30s
+}
+
+// ThrottleConfig bounds wrong passwords, counted by all nodes together. Zero fields
+// take the default.
+type ThrottleConfig struct {
+	// AccountTries are the wrong passwords of one account after which nothing is
+	// tried for a whole window. 0: below the directory's own lockout, which it is
+	// never above where that can be read.
+	AccountTries int           `yaml:"accountTries,omitempty"`
+	AddressTries int           `yaml:"addressTries,omitempty"` // 20, from one address in a window
+	Window       time.Duration `yaml:"window,omitempty"`       // 15m, or the directory's where that is longer
 }
 
 // ClusterConfig is one Kubernetes cluster: its audience, and what its tokens hold.
@@ -110,6 +122,7 @@ var (
 		SigningAlgorithm: "RS256", UsernameClaim: "preferred_username", GroupsClaim: "groups",
 	}
 	defaultSessions = SessionConfig{IdleTimeout: 8 * time.Hour, MaxLifetime: 12 * time.Hour, RefreshGrace: 30 * time.Second}
+	defaultThrottle = ThrottleConfig{AddressTries: 20, Window: 15 * time.Minute}
 )
 
 // or returns t with its zero fields taken from def.
@@ -139,6 +152,8 @@ func (c *Config) SetDefaults() {
 	c.Issuer = strings.TrimSuffix(c.Issuer, "/")
 	c.Tokens = c.Tokens.or(defaultTokens)
 	c.Sessions = c.Sessions.or(defaultSessions)
+	c.Throttle.AddressTries = cmp.Or(c.Throttle.AddressTries, defaultThrottle.AddressTries)
+	c.Throttle.Window = cmp.Or(c.Throttle.Window, defaultThrottle.Window)
 	for i := range c.Clusters {
 		c.Clusters[i].Tokens = c.Clusters[i].Tokens.or(c.Tokens)
 		c.Clusters[i].Sessions = c.Clusters[i].Sessions.or(c.Sessions)
@@ -200,7 +215,7 @@ var reservedClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "
 // Validate returns every mistake, joined; each is a *FieldError. SetDefaults comes
 // before it.
 func (c Config) Validate() error {
-	errs := []error{c.Tokens.validate("tokens"), c.Sessions.validate("sessions")}
+	errs := []error{c.Tokens.validate("tokens"), c.Sessions.validate("sessions"), c.Throttle.validate("throttle")}
 	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.Issuer, "?#") || u.User != nil {
 		errs = append(errs, wrong("issuer", "must be an https URL without query or fragment, because an API server accepts no other"))
 	}
@@ -273,6 +288,20 @@ func (c SessionConfig) validate(path string) error {
 	}
 	if c.RefreshGrace < 0 || c.RefreshGrace > 10*time.Minute {
 		errs = append(errs, wrong(path+".refreshGrace", "%s is not between 0s and 10m", c.RefreshGrace))
+	}
+	return errors.Join(errs...)
+}
+
+func (c ThrottleConfig) validate(path string) error {
+	var errs []error
+	if c.AccountTries < 0 || c.AccountTries > 100 {
+		errs = append(errs, wrong(path+".accountTries", "%d is not between 0 (from the directory) and 100", c.AccountTries))
+	}
+	if c.AddressTries < 3 || c.AddressTries > 10_000 {
+		errs = append(errs, wrong(path+".addressTries", "%d is not between 3 and 10000", c.AddressTries))
+	}
+	if c.Window < time.Minute || c.Window > 24*time.Hour {
+		errs = append(errs, wrong(path+".window", "%s is not between 1m and 24h", c.Window))
 	}
 	return errors.Join(errs...)
 }

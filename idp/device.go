@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -364,13 +363,9 @@ const (
 
 func newPacer(now func() time.Time) *pacer { return &pacer{now: now, by: map[string]*rate.Limiter{}} }
 
-// allow reports whether address may do what once more. An IPv6 network of 64 bits
-// counts as one, since one subscriber has it whole.
+// allow reports whether address may do what once more.
 func (p *pacer) allow(what, address string) bool {
-	if ip, err := netip.ParseAddr(address); err == nil && ip.Is6() && !ip.Is4In6() {
-		address = netip.PrefixFrom(ip, 64).Masked().Addr().String()
-	}
-	who := what + " " + address
+	who := what + " " + network(address)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := p.now()

@@ -69,6 +69,9 @@ type people struct {
 
 func (d *people) Name() string    { return d.name }
 func (d *people) DummyDN() string { return "cn=nobody,dc=" + d.name }
+func (d *people) Lockout(context.Context) (directory.Lockout, error) {
+	return directory.Lockout{}, nil
+}
 
 // call notes one call and returns the directory's own fault.
 func (d *people) call(ctx context.Context, what string) error {

@@ -46,7 +46,8 @@ var (
 	ErrSlowDown = errors.New("slow down")
 	// ErrDenied: the person said no.
 	ErrDenied = errors.New("denied")
-	// ErrTooMany: too many tries from this address; later.
+	// ErrTooMany: too many tries of this account or from this address; later. Of a
+	// password it is a *TooManyError.
 	ErrTooMany = errors.New("too many attempts")
 )
 
@@ -66,6 +67,7 @@ type Directory interface {
 	Lookup(ctx context.Context, id string) (directory.Person, error)
 	Groups(ctx context.Context, p directory.Person) ([]directory.Group, error)
 	Explain(ctx context.Context, loginOrID string) (directory.Explanation, error)
+	Lockout(ctx context.Context) (directory.Lockout, error)
 	DummyDN() string
 }
 
@@ -97,6 +99,7 @@ type Service struct {
 	clients map[string]*Client
 	seals   *sealer
 	pace    *pacer
+	turns   *turns
 }
 
 // New returns a Service. cfg must have passed Validate, and there must be a
@@ -117,7 +120,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now)}, nil
+	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{taken: map[string]int{}}}, nil
 }
 
 // Issuer is the issuer identifier, without a trailing slash.

@@ -47,7 +47,7 @@ type sealer struct{ keys map[string][]byte }
 
 func newSealer(secret []byte) (*sealer, error) {
 	s := &sealer{map[string][]byte{}}
-	for _, purpose := range []string{"authorize", "access", "logout", "refresh"} {
+	for _, purpose := range []string{"authorize", "access", "logout", "refresh", "throttle"} {
 		k, err := hkdf.Key(sha256.New, secret, nil, "tabard "+purpose, chacha20poly1305.KeySize)
 		if err != nil {
 			return nil, fmt.Errorf("derive key: %w", err)

@@ -42,7 +42,8 @@ type Session struct {
 	CookieHash []byte            `json:"cookieHash,omitempty"`
 	Families   map[string]family `json:"families,omitempty"`
 
-	stale bool // the directory did not answer; Groups are the last known
+	stale bool     // the directory did not answer; Groups are the last known
+	try   *attempt // of the password that starts the session, until it is written
 }
 
 // family is the line of refresh tokens that one code or device code began. A

@@ -31,9 +31,9 @@ const loginBudget = 5 * time.Second
 
 // SignIn checks c and starts a session; with req it also issues a code for its
 // client. Errors: ErrCredentials, *ChooseDirectoryError, ErrUnavailable,
-// *directory.AccountError, ErrNoAccess; all others are faults of ours.
+// *TooManyError, *directory.AccountError, ErrNoAccess; all others are faults of ours.
 func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (SignedIn, error) {
-	p, dirGroups, err := s.authenticate(ctx, c)
+	p, dirGroups, try, err := s.authenticate(ctx, c)
 	var choose *ChooseDirectoryError
 	if errors.As(err, &choose) {
 		return SignedIn{}, err // not a try yet
@@ -42,6 +42,12 @@ func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (
 		return SignedIn{}, cmp.Or(s.recordFailure(ctx, p, err), err) // no trail, no answer about a password
 	}
 	sess := s.startSession(ctx, p, dirGroups, s.Now())
+	sess.try = try
+	defer func() {
+		if sess.try != nil { // no session was started, but the password was right
+			sess.try.end(ctx, false)
+		}
+	}()
 	done := SignedIn{Cookie: sess.giveCookie()}
 	event := audit.Event{Act: "login", Outcome: audit.Done, Detail: map[string]string{"directory": p.Directory}}
 	if req == nil {
@@ -63,13 +69,28 @@ func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (
 }
 
 func (s *Service) putSession(ctx context.Context, sess *Session) error {
-	op, err := s.op(sess)
-	if err == nil {
-		sess.revision, err = s.Store.Txn(ctx, []store.Cond{sess.cond()}, []store.Op{op})
-	}
-	if err != nil {
+	if err := s.write(ctx, sess); err != nil {
 		return fmt.Errorf("write session: %w", err)
 	}
+	return nil
+}
+
+// write keeps sess, together with more. The first write of a session also ends the
+// try of the password that started it.
+func (s *Service) write(ctx context.Context, sess *Session, more ...store.Op) error {
+	op, err := s.op(sess)
+	if err != nil {
+		return err
+	}
+	conds, ops := []store.Cond{sess.cond()}, append(more, op)
+	if sess.try == nil {
+		sess.revision, err = s.Store.Txn(ctx, conds, ops)
+		return err
+	}
+	if err := sess.try.commit(ctx, conds, ops); err != nil {
+		return err
+	}
+	sess.revision, sess.try = sess.try.revision, nil
 	return nil
 }
 
@@ -84,6 +105,8 @@ func (s *Service) recordFailure(ctx context.Context, p directory.Person, cause e
 	}
 	var account *directory.AccountError
 	switch {
+	case errors.Is(cause, ErrTooMany):
+		e.Reason = "throttled"
 	case errors.Is(cause, ErrUnavailable):
 		e.Outcome, e.Reason = audit.Failed, ErrUnavailable.Error()
 	case errors.As(cause, &account):
@@ -93,33 +116,59 @@ func (s *Service) recordFailure(ctx context.Context, p directory.Person, cause e
 }
 
 // authenticate finds the person, binds as them, and reads their groups. The
-// directory does the same work for an unknown login as for a wrong password.
-func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Person, []string, error) {
+// directory does the same work for an unknown login as for a wrong password. The
+// try stays reserved until the session is written.
+func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Person, []string, *attempt, error) {
 	if strings.TrimSpace(c.Login) == "" || c.Password == "" || len(c.Login) > 256 || len(c.Password) > 1024 {
-		return directory.Person{}, nil, ErrCredentials
+		return directory.Person{}, nil, nil, ErrCredentials
 	}
+	leave, err := s.admit(ctx, audit.OriginOf(ctx).Address)
+	if err != nil {
+		return directory.Person{}, nil, nil, err
+	}
+	defer leave()
 	d, p, err := s.find(ctx, c)
 	if err != nil {
-		return p, nil, err
+		return p, nil, nil, err
+	}
+	try, err := s.reserve(ctx, d, s.accountKey(p, c.Login))
+	if err != nil {
+		return p, nil, nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, loginBudget)
 	defer cancel()
-	dn := p.DN
-	if p.ID == "" {
-		dn = d.DummyDN()
+	if err := checkPassword(ctx, d, p, c.Password); err != nil {
+		// Without an answer the directory may have counted it: so do we.
+		var account *directory.AccountError
+		try.end(ctx, !errors.As(err, &account))
+		return p, nil, nil, err
 	}
-	err = d.Bind(ctx, dn, c.Password)
-	if p.ID == "" && (err == nil || errors.Is(err, directory.ErrInvalidCredentials)) {
-		return p, nil, ErrCredentials
-	}
+	names, err := s.activeGroups(ctx, d, p)
 	if err != nil {
-		return p, nil, signInError(err)
+		try.end(ctx, false)
+		return p, nil, nil, err
 	}
+	return p, names, try, nil
+}
+
+// checkPassword binds as p, or as nobody where p was not found.
+func checkPassword(ctx context.Context, d Directory, p directory.Person, password string) error {
+	if p.ID != "" {
+		return signInError(d.Bind(ctx, p.DN, password))
+	}
+	err := d.Bind(ctx, d.DummyDN(), password)
+	if err == nil || errors.Is(err, directory.ErrInvalidCredentials) {
+		return ErrCredentials
+	}
+	return signInError(err)
+}
+
+// activeGroups reads the directory groups of a person who showed their password.
+func (s *Service) activeGroups(ctx context.Context, d Directory, p directory.Person) ([]string, error) {
 	if p.State != directory.Active {
-		return p, nil, &directory.AccountError{State: p.State}
+		return nil, &directory.AccountError{State: p.State}
 	}
-	names, err := s.directoryGroups(ctx, d, p)
-	return p, names, err
+	return s.directoryGroups(ctx, d, p)
 }
 
 // find returns the one directory that knows the login, and the person. A person
@@ -186,6 +235,8 @@ func (s *Service) directoryGroups(ctx context.Context, d Directory, p directory.
 func signInError(err error) error {
 	var account *directory.AccountError
 	switch {
+	case err == nil:
+		return nil
 	case errors.Is(err, directory.ErrInvalidCredentials):
 		return ErrCredentials
 	case errors.As(err, &account):

@@ -3,9 +3,11 @@ package web
 import (
 	"context"
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -39,7 +41,7 @@ var faults = []struct {
 	is error
 	fault
 }{
-	{idp.ErrCredentials, fault{422, "User name or password is wrong", "Check both. Several wrong passwords can lock the account.", 0}},
+	{idp.ErrCredentials, fault{422, "User name or password is wrong", "Check both. After several wrong passwords you have to wait.", 0}},
 	{idp.ErrUnavailable, fault{503, "The directory does not answer just now", "Nobody's name or password can be checked until it does. Try again in a minute.", 30}},
 	{idp.ErrNoAccess, fault{403, "You have no access here", "You are who you say, but none of your groups lets you in. Ask whoever runs it which group you need.", 0}},
 	{idp.ErrTooMany, fault{429, "Too many tries", "Wait a minute, then try again.", 60}},
@@ -79,6 +81,11 @@ func explain(err error) fault {
 	if errors.As(err, &account) {
 		return fault{403, "Your account cannot be used", accountWords[account.State], 0}
 	}
+	var many *idp.TooManyError
+	if errors.As(err, &many) {
+		wait := many.Wait.Truncate(time.Second) + time.Second
+		return fault{429, "Too many tries", "Passwords were wrong too often, for this user name or from where you are. Try again in " + inWords(wait) + ".", int(wait.Seconds())}
+	}
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
 		return *errTooLarge
@@ -92,6 +99,21 @@ func explain(err error) fault {
 		}
 	}
 	return fault{500, "Something went wrong here", "It is not your doing, and the cause is in the server's log. Try again; if it stays, tell whoever runs this server.", 0}
+}
+
+// inWords says a time that somebody has to wait, never shorter than it is.
+func inWords(d time.Duration) string {
+	n, unit := int(math.Ceil(d.Seconds())), "second"
+	switch {
+	case d > 2*time.Hour:
+		n, unit = int(math.Ceil(d.Hours())), "hour"
+	case d > 2*time.Minute:
+		n, unit = int(math.Ceil(d.Minutes())), "minute"
+	}
+	if n != 1 {
+		unit += "s"
+	}
+	return strconv.Itoa(n) + " " + unit
 }
 
 // sentence makes a sentence of what err says after the name of its kind.

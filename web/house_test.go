@@ -39,6 +39,8 @@ type people struct {
 	name string
 	down atomic.Bool
 	all  map[string]directory.Person // by login
+
+	lockout directory.Lockout
 }
 
 func directoryOf(name string, all ...directory.Person) *people {
@@ -55,6 +57,9 @@ func directoryOf(name string, all ...directory.Person) *people {
 
 func (d *people) Name() string    { return d.name }
 func (d *people) DummyDN() string { return "uid=nobody" }
+func (d *people) Lockout(context.Context) (directory.Lockout, error) {
+	return d.lockout, nil
+}
 
 func (d *people) Find(_ context.Context, login string) (directory.Person, error) {
 	if d.down.Load() {

@@ -6,9 +6,12 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/idp"
 )
 
@@ -103,18 +106,30 @@ func TestSignInRefusals(t *testing.T) {
 	}
 }
 
-// Whoever does not know the password learns nothing of the account.
+// Whoever does not know the password learns nothing of the account, also when they
+// try until they have to wait.
 func TestSignInTellsAccountsApartOnlyAfterThePassword(t *testing.T) {
 	h := newHouse(t)
+	h.corp.lockout = directory.Lockout{Threshold: 5, Window: 30 * time.Minute}
 	b := h.browser()
 	seen := map[string]string{}
 	for _, login := range []string{"alice", "nobody", "disabled", "locked"} {
-		got := b.post("/sign-in", url.Values{"username": {login}, "password": {"wrong"}})
-		got.header.Del("Date")
-		got.header.Del("Content-Length") // follows the login's own length
 		var all strings.Builder
-		must(t, got.header.Write(&all))
-		seen[all.String()+strings.ReplaceAll(got.body, `value="`+login+`"`, "")] = login
+		for try := range 5 {
+			got := b.post("/sign-in", url.Values{"username": {login}, "password": {"wrong"}})
+			if try > 2 {
+				want(t, got, 429, "Too many tries", "Try again in 34 minutes.")
+				if wait, err := strconv.Atoi(got.header.Get("Retry-After")); err != nil || wait < 33*60-10 || wait > 34*60 {
+					t.Errorf("Retry-After is %q", got.header.Get("Retry-After"))
+				}
+			}
+			for _, name := range []string{"Date", "Content-Length", "Retry-After"} {
+				got.header.Del(name) // the length follows the login's own, the wait the clock
+			}
+			must(t, got.header.Write(&all))
+			all.WriteString(strings.ReplaceAll(got.body, `value="`+login+`"`, ""))
+		}
+		seen[all.String()] = login
 	}
 	if len(seen) != 1 {
 		t.Errorf("%d different answers: %v", len(seen), seen)

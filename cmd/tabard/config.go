@@ -44,6 +44,7 @@ type Config struct {
 	Clients        []idp.ClientConfig  `yaml:"clients"`        //
 	Tokens         idp.TokenConfig     `yaml:"tokens"`         //
 	Sessions       idp.SessionConfig   `yaml:"sessions"`       //
+	Throttle       idp.ThrottleConfig  `yaml:"throttle"`       // of wrong passwords
 	Keys           idp.KeyConfig       `yaml:"keys"`           //
 
 	idp      idp.Config
@@ -350,7 +351,7 @@ func (l *loader) secret(key string, value, path *string) {
 func (l *loader) rooms() {
 	c := l.cfg
 	l.fromRoom(directory.ValidateAll(c.Directories))
-	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Clusters: c.Clusters, Clients: c.Clients}
+	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Throttle: c.Throttle, Clusters: c.Clusters, Clients: c.Clients}
 	for i := range c.Directories {
 		if c.Directories[i].Outage.LastKnown > 0 {
 			if c.idp.Outage == nil {

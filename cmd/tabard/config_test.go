@@ -66,7 +66,7 @@ func TestConfigMistakes(t *testing.T) {
 		new  string
 		want []string // lines, without the file's path
 	}{
-		{"unknown key", "admins:", "admin:", []string{":4:1: admin: is not a key: use admins, audit, brand, clients, clusters, directories, issuer, keys, listen, metrics, sessions, store, tls, tokens, trustedProxies"}},
+		{"unknown key", "admins:", "admin:", []string{":4:1: admin: is not a key: use admins, audit, brand, clients, clusters, directories, issuer, keys, listen, metrics, sessions, store, throttle, tls, tokens, trustedProxies"}},
 		{"wrong case", "bindDN:", "binddn:", []string{":9:3: directories[0].binddn: is not a key: write bindDN"}},
 		{"duplicate key", "admins:", "issuer: https://x.example\nadmins:", []string{":4:1: issuer: is there twice: keep one"}},
 		{"second document", "clusters:", "---\nclusters:", []string{":12:1: a second document begins here: a configuration is one document"}},

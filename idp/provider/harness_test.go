@@ -45,6 +45,9 @@ func (d *corp) fault() error { d.mu.Lock(); defer d.mu.Unlock(); return d.down }
 
 func (d *corp) Name() string    { return "corp" }
 func (d *corp) DummyDN() string { return "cn=nobody" }
+func (d *corp) Lockout(context.Context) (directory.Lockout, error) {
+	return directory.Lockout{}, nil
+}
 
 func (d *corp) Explain(context.Context, string) (directory.Explanation, error) {
 	return directory.Explanation{}, directory.ErrNotFound

@@ -1,0 +1,301 @@
+package idp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/text/cases"
+	"golang.org/x/text/unicode/norm"
+
+	"github.com/tabard-id/tabard/directory"
+	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// TooManyError is ErrTooMany with the time until another try is heard. It does not
+// tell whether the login exists.
+type TooManyError struct{ Wait time.Duration }
+
+func (e *TooManyError) Error() string { return fmt.Sprintf("%s: wait %s", ErrTooMany, e.Wait) }
+
+// Unwrap returns ErrTooMany.
+func (e *TooManyError) Unwrap() error { return ErrTooMany }
+
+const (
+	// tryLife is how long after its reservation a try can reach the directory. One
+	// without an outcome then counts as a wrong password.
+	tryLife = 2 * loginBudget
+	// freeTries wrong passwords cost no wait, and so many tries of one account may
+	// run at once. Then each wait is twice as long as the one before.
+	freeTries = 3
+	maxRaces  = 9 // for one record; the waits between them make about 1.3 s
+	crowded   = time.Second
+)
+
+// unreadLockout stands for a policy that the directory does not show.
+var unreadLockout = directory.Lockout{Threshold: 5, Window: 15 * time.Minute}
+
+// rule is how many wrong passwords an account may have, none of them a whole window
+// after the one before. After so many the window has to pass without a try, because
+// Active Directory forgets them only then.
+type rule struct {
+	tries  int
+	window time.Duration
+}
+
+// rule stays below d's lockout: by one, and where it leaves room by one more, for a
+// wrong password that was typed elsewhere.
+func (s *Service) rule(ctx context.Context, d Directory) rule {
+	r := rule{s.cfg.Throttle.AccountTries, s.cfg.Throttle.Window}
+	lockout, err := d.Lockout(ctx)
+	if err != nil {
+		if r.tries > 0 {
+			return r // they know what we cannot read
+		}
+		lockout = unreadLockout
+	}
+	r.window = max(r.window, lockout.Window)
+	safe := lockout.Threshold - 1
+	switch {
+	case lockout.Threshold == 0:
+		safe = 10
+		if r.tries > 0 {
+			safe = r.tries
+		}
+	case safe > 2:
+		safe--
+	}
+	if r.tries == 0 || r.tries > safe {
+		r.tries = max(safe, 1)
+	}
+	return r
+}
+
+// quiet is the time without a wrong password after which the directory has
+// forgotten all, though clocks differ and the last may have arrived late.
+func (r rule) quiet() time.Duration { return r.window + r.window/10 + tryLife }
+
+// tries is the record of one account. It is gone when there is nothing to remember.
+type tries struct {
+	Wrong    int                  `json:"wrong"`    // passwords since the record began
+	Forgiven int                  `json:"forgiven"` // of these, by a right one or a quiet time
+	Last     time.Time            `json:"last"`     // when the last of them was answered at the latest
+	Running  map[string]time.Time `json:"running"`  // reserved at, outcome not known
+}
+
+// age counts what never got an outcome, and forgives after a quiet time.
+func (t *tries) age(now time.Time, r rule) {
+	for id, since := range t.Running {
+		if end := since.Add(tryLife); !end.After(now) {
+			t.wrong(id, end)
+		}
+	}
+	if now.Sub(t.Last) >= r.quiet() {
+		t.Forgiven = t.Wrong
+	}
+}
+
+// wrong ends a try that counts.
+func (t *tries) wrong(id string, at time.Time) {
+	delete(t.Running, id)
+	t.Wrong++
+	if at.After(t.Last) {
+		t.Last = at.UTC()
+	}
+}
+
+// wait returns how long no try may be made, and whether one may as soon as others
+// have ended.
+func (t *tries) wait(now time.Time, r rule) (wait time.Duration, busy bool) {
+	n := t.Wrong - t.Forgiven
+	if n >= r.tries {
+		return t.Last.Add(r.quiet()).Sub(now), false
+	}
+	if len(t.Running) > 0 && n+len(t.Running) >= min(freeTries, r.tries) {
+		return 0, true
+	}
+	return t.Last.Add(doubled(n-freeTries, r.window)).Sub(now), false
+}
+
+// doubled is a second, doubled n times, at most limit; nothing for n below 0.
+func doubled(n int, limit time.Duration) time.Duration {
+	if n < 0 {
+		return 0
+	}
+	return min(time.Second<<min(n, 20), limit)
+}
+
+// op writes the record, or removes one that says nothing.
+func (t *tries) op(key string, r rule) (store.Op, error) {
+	if t.Wrong == t.Forgiven && len(t.Running) == 0 {
+		return store.Op{Key: key, Delete: true}, nil
+	}
+	end := t.Last
+	for _, since := range t.Running {
+		if since.Add(tryLife).After(end) {
+			end = since.Add(tryLife)
+		}
+	}
+	value, err := json.Marshal(t)
+	return store.Op{Key: key, Value: value, Expires: end.Add(r.quiet())}, err
+}
+
+// attempt is one try of a password that was reserved.
+type attempt struct {
+	*Service
+	rule
+	id, key  string
+	address  string // "": not known
+	before   int    // wrong passwords that the directory had answered when this was reserved
+	record   tries
+	revision int64 // of record
+}
+
+// accountKey is where a person's tries are counted: whatever they typed, for one who
+// exists. For an unknown name nothing is kept that could be a password.
+func (s *Service) accountKey(p directory.Person, login string) string {
+	who := []string{"sub", p.Sub()}
+	if p.ID == "" {
+		// The forms in which one name can be typed count together, as they do for one
+		// who exists.
+		name := login[strings.LastIndexByte(login, '\\')+1:]
+		name, _, _ = strings.Cut(name, "@")
+		who = []string{"name", cases.Fold().String(norm.NFC.String(strings.TrimSpace(name)))}
+	}
+	return "throttle/account/" + encode(s.seals.mac("throttle", who...))
+}
+
+// reserve counts a try as running before it reaches the directory, by one
+// conditional write, so that all nodes together stay within the rule.
+// *TooManyError; any other error means that nothing may be tried.
+func (s *Service) reserve(ctx context.Context, d Directory, key string) (*attempt, error) {
+	ctx, cancel := context.WithTimeout(ctx, loginBudget)
+	defer cancel()
+	a := &attempt{Service: s, rule: s.rule(ctx, d), id: randomID(), key: key, address: audit.OriginOf(ctx).Address}
+	for race := range maxRaces {
+		if err := a.read(ctx); err != nil {
+			return nil, err
+		}
+		if _, mine := a.record.Running[a.id]; mine {
+			return a, nil // written, though the answer was lost
+		}
+		now := s.Now().UTC()
+		wait, busy := a.record.wait(now, a.rule)
+		if wait > 0 {
+			return nil, &TooManyError{wait}
+		}
+		if !busy {
+			a.before = a.record.Wrong
+			a.record.Running[a.id] = now
+			err := a.write(ctx, nil, nil)
+			if err == nil || !raced(err) {
+				return a, err
+			}
+		}
+		breathe(ctx, race)
+	}
+	return nil, &TooManyError{crowded}
+}
+
+// raced reports whether a write has to be looked at again.
+func raced(err error) bool {
+	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrUnknown)
+}
+
+// breathe lets others go first.
+func breathe(ctx context.Context, race int) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(rand.N(5 * time.Millisecond << race)):
+	}
+}
+
+func (a *attempt) read(ctx context.Context) error {
+	a.record = tries{}
+	e, err := a.Store.Get(ctx, a.key)
+	if err == nil {
+		err = json.Unmarshal(e.Value, &a.record)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return fmt.Errorf("read the tries of an account: %w", err)
+	}
+	a.revision = e.Revision
+	if a.record.Running == nil {
+		a.record.Running = map[string]time.Time{}
+	}
+	a.record.age(a.Now(), a.rule)
+	return nil
+}
+
+// write makes other changes together with that of the record.
+func (a *attempt) write(ctx context.Context, conds []store.Cond, ops []store.Op) error {
+	op, err := a.record.op(a.key, a.rule)
+	if err == nil {
+		revision, werr := a.Store.Txn(ctx, append(slices.Clip(conds), store.Cond{Key: a.key, Revision: a.revision}), append(slices.Clip(ops), op))
+		if err = werr; err == nil {
+			a.revision = revision
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("count the tries of an account: %w", err)
+	}
+	return nil
+}
+
+// end is for a try that started no session: wrong ones count, also at the address.
+// If it cannot be written the reservation stays, which counts as well.
+func (a *attempt) end(ctx context.Context, wrong bool) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
+	defer cancel()
+	for race := range maxRaces {
+		if _, running := a.record.Running[a.id]; !running {
+			return // counted by another node that saw no outcome in time
+		}
+		var conds []store.Cond
+		var ops []store.Op
+		var err error
+		if delete(a.record.Running, a.id); wrong {
+			a.record.wrong(a.id, a.Now())
+			conds, ops, err = a.countAddress(ctx, a.address)
+		}
+		if err == nil {
+			err = a.write(ctx, conds, ops)
+		}
+		if err == nil {
+			return
+		}
+		if raced(err) && race < maxRaces-1 {
+			breathe(ctx, race)
+			err = a.read(ctx)
+		}
+		if err != nil {
+			a.Log.WithError(err).Warn("the outcome of a sign-in was not written: it counts as a wrong password of the account")
+			return
+		}
+	}
+}
+
+// commit makes the changes that a right password leads to, and forgives in the same
+// write the wrong ones that the directory had answered before it.
+func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op) error {
+	for race := 0; ; race++ {
+		if _, running := a.record.Running[a.id]; running {
+			delete(a.record.Running, a.id)
+			a.record.Forgiven = max(a.record.Forgiven, a.before)
+		}
+		err := a.write(ctx, conds, ops)
+		if !errors.Is(err, store.ErrConflict) || race == maxRaces {
+			return err
+		}
+		breathe(ctx, race)
+		if err := a.read(ctx); err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,121 @@
+package idp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/store"
+)
+
+// spell is the record of wrong passwords from one address: a bucket that leaks.
+type spell struct {
+	Level float64   `json:"level"` // as of At
+	At    time.Time `json:"at"`
+}
+
+// add counts one more wrong password.
+func (p *spell) add(now time.Time, c ThrottleConfig) {
+	p.Level = max(0, p.Level-float64(now.Sub(p.At))/float64(c.Window)*float64(c.AddressTries)) + 1
+	p.At = now.UTC()
+}
+
+func (p *spell) wait(now time.Time, c ThrottleConfig) time.Duration {
+	if p.Level < float64(c.AddressTries) {
+		return 0
+	}
+	return p.At.Add(doubled(int(p.Level)-c.AddressTries, c.Window)).Sub(now)
+}
+
+func addressKey(address string) string { return "throttle/address/" + network(address) }
+
+// spell reads the record at key, and the condition that nobody has written it since.
+func (s *Service) spell(ctx context.Context, key string) (spell, store.Cond, error) {
+	var p spell
+	e, err := s.Store.Get(ctx, key)
+	if err == nil {
+		err = json.Unmarshal(e.Value, &p)
+	}
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return p, store.Cond{}, fmt.Errorf("read the tries of an address: %w", err)
+	}
+	return p, store.Cond{Key: key, Revision: e.Revision}, nil
+}
+
+// countAddress returns what to write to count one more wrong password.
+func (s *Service) countAddress(ctx context.Context, address string) ([]store.Cond, []store.Op, error) {
+	if address == "" {
+		return nil, nil, nil
+	}
+	p, cond, err := s.spell(ctx, addressKey(address))
+	if err != nil {
+		return nil, nil, err
+	}
+	p.add(s.Now(), s.cfg.Throttle)
+	value, err := json.Marshal(p)
+	return []store.Cond{cond}, []store.Op{{Key: cond.Key, Value: value, Expires: s.Now().Add(2 * s.cfg.Throttle.Window)}}, err
+}
+
+// admit lets a try from address begin, unless too many were wrong or this node has
+// too many under way; leave ends it. *TooManyError.
+func (s *Service) admit(ctx context.Context, address string) (leave func(), err error) {
+	if address == "" {
+		return func() {}, nil
+	}
+	key, c := addressKey(address), s.cfg.Throttle
+	for race := range maxRaces {
+		p, _, err := s.spell(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if wait := p.wait(s.Now(), c); wait > 0 {
+			return nil, &TooManyError{wait}
+		}
+		if s.turns.take(key, max(1, c.AddressTries-int(p.Level))) {
+			return func() { s.turns.leave(key) }, nil
+		}
+		breathe(ctx, race)
+	}
+	return nil, &TooManyError{crowded}
+}
+
+// turns counts what is under way by key.
+type turns struct {
+	mu    sync.Mutex
+	taken map[string]int
+}
+
+func (t *turns) take(key string, most int) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken[key] >= most {
+		return false
+	}
+	t.taken[key]++
+	return true
+}
+
+func (t *turns) leave(key string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken[key]--; t.taken[key] <= 0 {
+		delete(t.taken, key)
+	}
+}
+
+// network is what an address counts as: one subscriber has an IPv6 network of 64
+// bits whole.
+func network(address string) string {
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return address
+	}
+	if ip = ip.Unmap().WithZone(""); ip.Is6() {
+		return netip.PrefixFrom(ip, 64).Masked().Addr().String()
+	}
+	return ip.String()
+}
