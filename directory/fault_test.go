@@ -1,0 +1,435 @@
+package directory
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tabard-id/tabard/internal/testenv"
+)
+
+// operations is how often the tests of faults sign somebody in.
+const operations = 200
+
+// twoHosts is a slapd behind two proxies that speak TLS, and what reads it
+// through them.
+type twoHosts struct {
+	slapd         *testenv.Slapd
+	ca            *testenv.CA
+	tls           *tls.Config
+	first, second *testenv.LDAPProxy
+	d             *Directory
+	alice         Person
+}
+
+func behindProxies(t testing.TB) *twoHosts {
+	t.Helper()
+	s := testenv.StartSlapd(t)
+	s.AddLDIF(t, testenv.SampleLDIF())
+	h := &twoHosts{slapd: s, ca: testenv.NewCA(t, t.TempDir())}
+	h.tls = h.ca.ServerTLS(t)
+	h.first = testenv.StartLDAPProxy(t, s.URL, "", h.tls)
+	h.second = testenv.StartLDAPProxy(t, s.URL, "", h.tls)
+	h.d = h.open(t, h.first, h.second)
+	return h
+}
+
+// open reads the directory through proxies that speak TLS.
+func (h *twoHosts) open(t testing.TB, proxies ...*testenv.LDAPProxy) *Directory {
+	t.Helper()
+	cfg := slapdConfig(h.slapd)
+	cfg.CAFile, cfg.URLs = h.ca.File, nil
+	for _, p := range proxies {
+		cfg.URLs = append(cfg.URLs, "ldaps://"+p.Address)
+	}
+	d, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.Close)
+	return d
+}
+
+// signIn does what a login does, within one budget.
+func signIn(ctx context.Context, d *Directory, password string) (Person, error) {
+	ctx, cancel := context.WithTimeout(ctx, defaultBudget)
+	defer cancel()
+	p, err := d.Find(ctx, "alice")
+	if err != nil {
+		return p, err
+	}
+	if err := d.Bind(ctx, p.DN, password); err != nil {
+		return p, err
+	}
+	groups, err := d.Groups(ctx, p)
+	if err == nil && (len(groups) != 2 || groups[0].Name != "corp:all-devs") {
+		err = fmt.Errorf("groups are %v", groups)
+	}
+	return p, err
+}
+
+// wantClean accepts a right answer and ErrUnavailable.
+func wantClean(t *testing.T, what string, err, right error) (ok bool) {
+	t.Helper()
+	if errors.Is(err, right) || right == nil && err == nil {
+		return true
+	}
+	if !errors.Is(err, ErrUnavailable) {
+		t.Errorf("%s: %v", what, err)
+	}
+	return false
+}
+
+var hostFaults = []testenv.LDAPFault{
+	{Kind: testenv.Cut}, {Kind: testenv.Reset}, {Kind: testenv.HalfClose}, {Kind: testenv.Garbage},
+	{Kind: testenv.Endless}, {Kind: testenv.BlackHole}, {Kind: testenv.Slow, Delay: 2 * time.Second},
+}
+
+// TestOneHostFails: while one good host is left, at most the one bind whose
+// answer was lost is lost; whatever the first does, and after however many
+// messages.
+func TestOneHostFails(t *testing.T) {
+	h := behindProxies(t)
+	for _, fault := range faultsOf() {
+		t.Run(fmt.Sprintf("%s after %d", fault.Kind, fault.After), func(t *testing.T) {
+			t.Parallel()
+			first := testenv.StartLDAPProxy(t, h.slapd.URL, "", h.tls)
+			d := h.open(t, first, h.second)
+			for range 2 { // so that both pools hold connections to the first
+				if _, err := signIn(t.Context(), d, "pw-alice"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			first.Fail(fault)
+			lost := 0
+			for i := range operations / 8 {
+				began := time.Now()
+				_, err := signIn(t.Context(), d, "pw-alice")
+				if !wantClean(t, "sign in", err, nil) {
+					if lost++; !errors.Is(err, errLostBind) {
+						t.Errorf("sign-in %d: %v", i, err)
+					}
+				}
+				if took := time.Since(began); took > defaultBudget+time.Second {
+					t.Errorf("took %s", took)
+				}
+			}
+			if lost > 1 {
+				t.Errorf("%d sign-ins failed", lost)
+			}
+			d.Close()
+			wantClosed(t, first)
+		})
+	}
+}
+
+// faultsOf are all faults at each of the first message boundaries.
+func faultsOf() []testenv.LDAPFault {
+	var all []testenv.LDAPFault
+	for _, f := range hostFaults {
+		for after := range 6 {
+			f.After = after
+			all = append(all, f)
+			if f.Kind == testenv.Slow {
+				break
+			}
+		}
+	}
+	return all
+}
+
+// wantClosed waits until no connection to p is left.
+func wantClosed(t *testing.T, p *testenv.LDAPProxy) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); p.Open() > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d connections are left", p.Open())
+		}
+	}
+}
+
+// TestOnlyHostFails: the answer is right or a clean ErrUnavailable, within the
+// budget, and no connection is left over.
+func TestOnlyHostFails(t *testing.T) {
+	h := behindProxies(t)
+	before := sockets(t)
+	for _, fault := range hostFaults {
+		t.Run(string(fault.Kind), func(t *testing.T) {
+			p := testenv.StartLDAPProxy(t, h.slapd.URL, "", h.tls)
+			d := h.open(t, p)
+			right := 0
+			for round := range 10 { // at each boundary of a login's first ten
+				fault.After, fault.Delay = round, 50*time.Millisecond
+				p.Fail(fault)
+				right += signInsAtOnce(t, d, operations/10)
+				p.Fail(testenv.LDAPFault{})
+				p.CloseAll()
+			}
+			t.Logf("%d of %d got in", right, operations)
+			recovered(t, d)
+			d.Close()
+			wantClosed(t, p)
+		})
+	}
+	h.d.Close()
+	for end := time.Now().Add(10 * time.Second); sockets(t) > before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("%d sockets, %d before", sockets(t), before)
+		}
+	}
+}
+
+// signInsAtOnce signs in n times at once, half of them with a wrong password,
+// within half a second.
+func signInsAtOnce(t *testing.T, d *Directory, n int) (right int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	began := time.Now()
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for i := range n {
+		wg.Go(func() {
+			password, want := "pw-alice", error(nil)
+			if i%2 == 1 {
+				password, want = "wrong", ErrInvalidCredentials
+			}
+			_, err := signIn(ctx, d, password)
+			if wantClean(t, "sign in", err, want) {
+				mu.Lock()
+				right++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("took %s of 500 ms", took)
+	}
+	return right
+}
+
+// recovered waits until d answers again.
+func recovered(t *testing.T, d *Directory) {
+	t.Helper()
+	for end := time.Now().Add(maxBackoff); ; time.Sleep(50 * time.Millisecond) {
+		_, err := signIn(t.Context(), d, "pw-alice")
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, ErrUnavailable) || time.Now().After(end) {
+			t.Fatalf("after the fault: %v", err)
+		}
+	}
+}
+
+// sockets counts those of this process.
+func sockets(t *testing.T) (n int) {
+	t.Helper()
+	links, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil || len(links) == 0 {
+		testenv.Skip(t, "counting sockets needs /proc: run the test on Linux")
+	}
+	for _, l := range links {
+		if to, err := os.Readlink(l); err == nil && strings.HasPrefix(to, "socket:") {
+			n++
+		}
+	}
+	return n
+}
+
+func TestWrongCertificateOfOneHost(t *testing.T) {
+	h := behindProxies(t)
+	h.first.Certify(testenv.NewCA(t, t.TempDir()).ServerTLS(t))
+	for range 20 {
+		if _, err := signIn(t.Context(), h.d, "pw-alice"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := h.first.Requests()["bindRequest"]; n != 0 {
+		t.Errorf("%d passwords went to the wrong host", n)
+	}
+	h.first.Certify(h.tls)
+	waitFor(t, "the first host to be used again", func() bool {
+		if _, err := signIn(t.Context(), h.d, "pw-alice"); err != nil {
+			t.Fatal(err)
+		}
+		return h.first.Requests()["bindRequest"] > 1
+	})
+}
+
+func waitFor(t *testing.T, what string, done func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// TestBindConnections: a connection serves one login after another, and one
+// that the server closed in the meantime is replaced.
+func TestBindConnections(t *testing.T) {
+	h := behindProxies(t)
+	p := mustFind(t, h.d, "alice")
+	before := h.first.Accepted()
+	for i := range 10 {
+		if err := h.d.Bind(t.Context(), p.DN, "pw-alice"); err != nil {
+			t.Fatalf("login %d: %v", i, err)
+		}
+		wantErr(t, "wrong password", h.d.Bind(t.Context(), p.DN, "no"), ErrInvalidCredentials)
+	}
+	if n := h.first.Accepted() - before; n != 1 {
+		t.Errorf("%d connections for 20 binds", n)
+	}
+	h.first.CloseAll()
+	waitFor(t, "the pool to see it", func() bool { return h.first.Open() == 0 })
+	if err := h.d.Bind(t.Context(), p.DN, "pw-alice"); err != nil {
+		t.Errorf("after the server closed the connection: %v", err)
+	}
+
+	// One that is silent when it has waited is not trusted with a password.
+	sent := h.first.Requests()["bindRequest"]
+	c := h.d.binds.take(h.d.known[0])
+	c.used = c.used.Add(-2 * trustIdle)
+	h.d.binds.free = append(h.d.binds.free, c)
+	h.first.Fail(testenv.LDAPFault{Kind: testenv.BlackHole})
+	if err := h.d.Bind(t.Context(), p.DN, "pw-alice"); err != nil {
+		t.Errorf("a silent connection that waited: %v", err)
+	}
+	if n := h.first.Requests()["bindRequest"] - sent; n != 0 {
+		t.Errorf("the password was sent to the silent host %d times", n)
+	}
+}
+
+// TestServiceRefusalIsRemembered: asking on would lock the account.
+func TestServiceRefusalIsRemembered(t *testing.T) {
+	h := behindProxies(t)
+	cfg := h.d.cfg
+	cfg.BindPassword = "wrong"
+	d := open(t, cfg)
+	for range 20 {
+		err := d.Ping(t.Context())
+		wantErr(t, "Ping", err, ErrUnavailable)
+		wantErr(t, "Ping", err, errServiceBind)
+	}
+	if first, second := h.first.Requests()["bindRequest"], h.second.Requests()["bindRequest"]; first != 1 || second != 0 {
+		t.Errorf("the password was sent %d and %d times", first, second)
+	}
+	d.mu.Lock()
+	left := time.Until(d.refusedUntil)
+	d.refusedUntil = time.Now() // the time is over
+	d.mu.Unlock()
+	if left < firstRefusal-10*time.Second || left > firstRefusal {
+		t.Errorf("remembered for %s", left)
+	}
+	wantErr(t, "Ping", d.Ping(t.Context()), errServiceBind)
+	if n := h.first.Requests()["bindRequest"]; n != 2 || d.refusalTime != 2*firstRefusal {
+		t.Errorf("sent %d times, remembered for %s", n, d.refusalTime)
+	}
+}
+
+func TestBreaker(t *testing.T) {
+	now := time.Now()
+	h := &host{heard: now}
+	if !h.healthy() || !h.admit(now) || h.due(now) || !h.due(now.Add(checkEvery)) {
+		t.Error("a host that nothing is known of")
+	}
+	h.answered(now)
+	for range openAfter + 5 { // at once, by many calls
+		h.failed(now, true)
+	}
+	if h.healthy() || h.admit(now) || h.due(now) || h.backoff != firstBackoff {
+		t.Errorf("it is not open: %+v", h)
+	}
+	later := now.Add(firstBackoff)
+	if !h.admit(later) || h.admit(later) || h.due(later) {
+		t.Error("half open it lets one call through")
+	}
+	for range 20 {
+		later = later.Add(maxBackoff)
+		h.failed(later, true)
+	}
+	if h.backoff != maxBackoff {
+		t.Errorf("back-off %s", h.backoff)
+	}
+	h.answered(later)
+	if !h.healthy() || !h.admit(later) || h.due(later) {
+		t.Error("it is not closed")
+	}
+	h.failed(later.Add(maxBackoff), false)
+	if h.backoff != maxBackoff || !h.admit(later.Add(maxBackoff)) {
+		t.Error("one that comes and goes, but fails at once, may be tried")
+	}
+	h.failed(later.Add(5*maxBackoff), false)
+	if h.backoff != firstBackoff {
+		t.Error("long ago is forgiven")
+	}
+}
+
+func TestSRV(t *testing.T) {
+	h := behindProxies(t)
+	// The names of DNS are resolved by none here: only what is made of the answer counts.
+	var asked []string
+	records := []*net.SRV{{Target: "DC1.corp.example.", Port: 636}, {Target: "evil.example.", Port: 636}, {Target: "dc2.Corp.example.", Port: 1636}, {Target: "notcorp.example.", Port: 1}, {Target: ".", Port: 0}}
+	var fails error
+	cfg := h.d.cfg
+	cfg.URLs, cfg.SRV = nil, "corp.example"
+	newSRV := func(cfg Config) *Directory {
+		d := open(t, cfg)
+		d.lookupSRV = func(_ context.Context, service, proto, name string) (string, []*net.SRV, error) {
+			asked = append(asked, "_"+service+"._"+proto+"."+name)
+			return "", records, fails
+		}
+		return d
+	}
+	urls := func(d *Directory) (all []string) {
+		hosts, err := d.resolve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range hosts {
+			all = append(all, h.url)
+		}
+		return all
+	}
+	d := newSRV(cfg)
+	want := []string{"ldaps://dc1.corp.example:636", "ldaps://dc2.corp.example:1636"}
+	if got := urls(d); !slices.Equal(got, want) {
+		t.Errorf("hosts %q", got)
+	}
+	urls(d)
+	if !slices.Equal(asked, []string{"_ldaps._tcp.corp.example"}) {
+		t.Errorf("asked for %q", asked)
+	}
+	broken := d.known[1]
+	broken.failed(time.Now(), true)
+	if hosts, _ := d.hosts(t.Context()); hosts[1] != broken {
+		t.Error("a host that failed comes last")
+	}
+	records = []*net.SRV{records[2], records[0], {Target: "dc3.corp.example.", Port: 636}}
+	d.resolved = time.Now().Add(-resolveEvery)
+	if got := urls(d); !slices.Equal(got, []string{want[1], want[0], "ldaps://dc3.corp.example:636"}) || d.known[0] != broken {
+		t.Errorf("hosts %q", got)
+	}
+	fails = errors.New("DNS is down")
+	d.resolved = time.Now().Add(-resolveEvery)
+	if got := urls(d); len(got) != 3 {
+		t.Errorf("while DNS is down: %q", got)
+	}
+	wantErr(t, "Ping", newSRV(cfg).Ping(t.Context()), ErrUnavailable)
+	asked, fails = nil, nil
+	cfg.StartTLS = true
+	if got := urls(newSRV(cfg)); asked[0] != "_ldap._tcp.corp.example" || got[0] != "ldap://dc2.corp.example:1636" {
+		t.Errorf("%q, %q", asked, got)
+	}
+}
