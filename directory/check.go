@@ -43,11 +43,12 @@ const (
 // Check tries every host by itself: name, port, TLS and certificate, bindDN, base DNs
 // and, with Active Directory, its clock. Where that works it counts people and groups
 // and times the searches of a sign-in. It asks for bindDN's password once for each
-// host, and no further host when one refuses it: that must not lock the account.
-func (d *Directory) Check(ctx context.Context) []Check {
+// host, and no further host when one refuses it: that must not lock the account. Usable
+// says whether a host is good for sign-ins.
+func (d *Directory) Check(ctx context.Context) (checks []Check, usable bool) {
 	urls, err := d.urls(ctx)
 	if err != nil {
-		return []Check{{GradeFail, "find the hosts: " + err.Error()}}
+		return []Check{{GradeFail, "find the hosts: " + err.Error()}}, false
 	}
 	probes := make([]*probe, len(urls))
 	var all sync.WaitGroup
@@ -56,7 +57,6 @@ func (d *Directory) Check(ctx context.Context) []Check {
 		all.Go(func() { probes[i].connect(ctx) })
 	}
 	all.Wait()
-	var checks []Check
 	var s *schema
 	refused := false
 	for _, p := range probes {
@@ -69,12 +69,12 @@ func (d *Directory) Check(ctx context.Context) []Check {
 		p.close()
 		checks = append(checks, p.checks...)
 	}
-	if s == nil {
-		return checks
+	if s == nil || refused {
+		return checks, false
 	}
 	checks = append(checks, d.count(ctx, "people", "users", s.users.BaseDN, s.users.Filter))
 	checks = append(checks, d.count(ctx, "groups", "groups", s.groups.BaseDN, s.groups.Filter))
-	return append(checks, d.timeSearches(ctx, s)...)
+	return append(checks, d.timeSearches(ctx, s)...), true
 }
 
 // urls returns the hosts to try, as configured or as DNS orders them.

@@ -135,7 +135,7 @@ func TestDoctorFindsWhatIsWrong(t *testing.T) {
 		"config":         "ok: issuer https://id.corp.example",
 		"tls":            "fail: the certificate is for other.example",
 		"store":          "warn: " + s.dir + "/tabard.db does not exist yet",
-		"directory corp": "fail: directory corp: connect: ",
+		"directory corp": "fail: ldaps://127.0.0.1:1: no connection: check the port",
 		"issuer":         "warn: id.corp.example",
 	} {
 		if got := check(report.Checks, name); !strings.HasPrefix(got, want) {

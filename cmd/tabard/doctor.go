@@ -155,13 +155,31 @@ func (d *doctor) directory(ctx context.Context, c directory.Config) {
 		return
 	}
 	defer dir.Close()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := dir.Ping(ctx); err != nil {
-		d.say(check, resultFail, "%s: check urls, caFile, bindDN and its password, and baseDN", err)
+	checks, usable := dir.Check(ctx)
+	for _, c := range checks {
+		d.say(check, string(c.Grade), "%s", c.Detail)
+	}
+	if !usable {
 		return
 	}
-	d.say(check, resultOK, "answers, lets bindDN in and shows the base DNs")
+	d.lockout(ctx, check, dir)
+}
+
+// lockout tells when the directory locks accounts, which the throttle has to know.
+func (d *doctor) lockout(ctx context.Context, check string, dir *directory.Directory) {
+	l, err := dir.Lockout(ctx)
+	switch {
+	case err != nil:
+		d.say(check, resultWarn, "%s: after how many wrong passwords it locks accounts is not known", err)
+	case l.Threshold == 0:
+		d.say(check, resultOK, "it never locks accounts")
+	case l.Duration == 0:
+		d.say(check, resultOK, "it locks an account after %d wrong passwords within %s, until somebody unlocks it", l.Threshold, l.Window)
+	default:
+		d.say(check, resultOK, "it locks an account for %s after %d wrong passwords within %s", l.Duration, l.Threshold, l.Window)
+	}
 }
 
 // published is what the issuer shows of itself.
