@@ -108,6 +108,15 @@ func (s *Service) Explain(ctx context.Context, loginOrSub, cluster string) (Expl
 	return s.explainToken(ctx, entry, c)
 }
 
+// ClusterNames returns the names of all clusters, in the order of the configuration.
+func (s *Service) ClusterNames() []string {
+	names := make([]string, len(s.cfg.Clusters))
+	for i, cl := range s.cfg.Clusters {
+		names[i] = cl.Name
+	}
+	return names
+}
+
 // explainEntry finds the person in the one directory that knows them. While another
 // directory does not answer they are found all the same, as at sign-in.
 func (s *Service) explainEntry(ctx context.Context, loginOrSub string) (directory.Explanation, error) {

@@ -2,7 +2,10 @@ package web
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/tabard-id/tabard/directory"
@@ -21,6 +24,8 @@ var stateWords = map[directory.State]string{
 	directory.MustChange:      "must change the password before anything else",
 }
 
+func accountInWords(state directory.State) string { return cmp.Or(stateWords[state], string(state)) }
+
 // getExplanation answers why somebody has the groups they have: administrators about
 // everybody, others about themselves.
 func (a *apiServer) getExplanation(r *http.Request, c caller) (int, any, error) {
@@ -38,7 +43,7 @@ func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
 	out := api.Explanation{
 		Person: api.ExplainedPerson{
 			Directory: p.Directory, DN: p.DN, Sub: p.Sub(), Username: p.Username, Name: p.Name, Email: p.Email,
-			State: string(p.State), Account: cmp.Or(stateWords[p.State], string(p.State)), PasswordChanged: when(p.PasswordChanged),
+			State: string(p.State), Account: accountInWords(p.State), PasswordChanged: when(p.PasswordChanged),
 		},
 		Strategy: x.Entry.Strategy, Queries: []api.ExplainedQuery{}, Groups: []api.ExplainedGroup{}, LeftOut: []api.LeftOut{},
 		Token: api.ExplainedToken{Cluster: x.Cluster, RequireGroups: x.Required, Refused: x.Refused, Claims: x.Claims, Size: x.Size, MaxSize: x.MaxSize},
@@ -74,4 +79,34 @@ func wireMember(m groups.Member, now time.Time) api.Member {
 		Ended: !m.End.IsZero() && !m.End.After(now), Reason: m.Reason,
 		GrantedBy: m.GrantedBy, GrantedByName: m.GrantedByName, GrantedAt: when(m.GrantedAt),
 	}
+}
+
+// explainPage is the form, and what it was asked.
+type explainPage struct {
+	User, Cluster string // as asked
+	Clusters      []string
+	Error, Detail string
+	Explained     *idp.Explanation
+	Account       string // its state in words
+	Claims        string // as JSON
+}
+
+// showExplanation explains who is asked about, or who asks.
+func (s *Site) showExplanation(w http.ResponseWriter, r *http.Request, v visitor) error {
+	q := r.URL.Query()
+	data := explainPage{User: strings.TrimSpace(q.Get("user")), Cluster: q.Get("cluster"), Clusters: s.idp.ClusterNames()}
+	x, err := s.idp.ExplainTo(r.Context(), v.actor, v.admin, data.User, data.Cluster)
+	status := http.StatusOK
+	if f := explain(err); err != nil && correctable(f) {
+		status, data.Error, data.Detail = f.Status, f.Title, f.Detail
+	} else if err != nil {
+		return err
+	} else {
+		claims, err := json.MarshalIndent(x.Claims, "", "  ")
+		if err != nil {
+			return fmt.Errorf("show the claims: %w", err)
+		}
+		data.Explained, data.Account, data.Claims = &x, accountInWords(x.Entry.Person.State), string(claims)
+	}
+	return s.render(w, status, "explain", s.pageFor(v, "explain", "Why a group?", data))
 }

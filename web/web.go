@@ -96,6 +96,7 @@ func (s *Site) routes() []route {
 		{"GET", "/device/confirm", s.member(s.unconfirmed)},
 		{"POST", "/device/confirm", s.member(s.decideDevice)},
 		{"GET", "/device/done", s.member(s.deviceDone)},
+		{"GET", "/explain", s.member(s.showExplanation)},
 		{"GET", "/groups", s.member(s.listGroups)},
 		{"POST", "/groups", s.member(s.createGroup)},
 		{"GET", "/groups/{name}", s.member(s.showGroup)},
