@@ -72,7 +72,12 @@ type Person struct {
 
 	uids         []string // what a posixGroup's memberUid names
 	primaryGroup string   // AD: the primary group's SID
-	memberOf     []string // AD: DNs of the groups that name the person
+	memberOf     []string // DNs of the groups that name the person; where the server keeps it
+	// OpenLDAP: since when it is locked (zero: until somebody unlocks it), by
+	// which policy, and its state without that.
+	lockedSince time.Time
+	policyDN    string
+	unlocked    State
 }
 
 // Sub is the person's subject identifier: "<directory>.<id>".

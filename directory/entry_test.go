@@ -98,7 +98,7 @@ func TestLDAPState(t *testing.T) {
 	} {
 		attributes["pwdChangedTime"] = []string{"20260102030405.123456Z"}
 		p := Person{}
-		p.readLDAP(entry(attributes))
+		p.readLDAP(entry(attributes), time.Now())
 		if p.State != want || p.PasswordChanged.Truncate(time.Second) != time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC) {
 			t.Errorf("%s: %+v", want, p)
 		}

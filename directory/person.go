@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,9 +122,13 @@ func (d *Directory) person(ctx context.Context, s *schema, filter, typed string)
 	if err != nil {
 		return Person{}, err
 	}
-	p, raw, err := d.personFromEntry(s, e, time.Now())
+	now := time.Now()
+	p, raw, err := d.personFromEntry(s, e, now)
 	if err != nil {
 		return Person{}, fmt.Errorf("%s: %w", e.DN, err)
+	}
+	if d.lockIsOver(ctx, &p, now) {
+		p.State = p.unlocked
 	}
 	if strings.EqualFold(typed, raw) && slices.Contains(s.users.Login, s.users.Username) {
 		return p, nil // that search looked for the username as well
@@ -180,7 +185,7 @@ func (d *Directory) personFromEntry(s *schema, e *ldap.Entry, now time.Time) (p 
 	if d.cfg.Type == TypeActiveDirectory {
 		return p, rawUsername, p.readActiveDirectory(e, now)
 	}
-	p.readLDAP(e)
+	p.readLDAP(e, now)
 	return p, rawUsername, nil
 }
 
@@ -272,20 +277,57 @@ func (p *Person) readActiveDirectory(e *ldap.Entry, now time.Time) error {
 }
 
 // readLDAP reads the state of the account from what password policies of
-// OpenLDAP and 389 leave in the entry.
-func (p *Person) readLDAP(e *ldap.Entry) {
+// OpenLDAP (pwd…) and 389 leave in the entry.
+func (p *Person) readLDAP(e *ldap.Entry, now time.Time) {
+	expires, unlocks := generalizedTime(e, "passwordExpirationTime"), generalizedTime(e, "accountUnlockTime")
+	never := time.Unix(0, 0) // 389's word for: until somebody does something
+	p.State = Active
+	switch {
+	case strings.EqualFold(e.GetEqualFoldAttributeValue("pwdReset"), "true"), expires.Equal(never):
+		p.State = MustChange
+	case !expires.IsZero() && !expires.After(now):
+		p.State = PasswordExpired
+	}
 	switch {
 	case strings.EqualFold(e.GetEqualFoldAttributeValue("nsAccountLock"), "true"):
 		p.State = Disabled
-	case e.GetEqualFoldAttributeValue("pwdAccountLockedTime") != "":
-		p.State = Locked
-	case strings.EqualFold(e.GetEqualFoldAttributeValue("pwdReset"), "true"):
-		p.State = MustChange
-	default:
-		p.State = Active
+	case e.GetEqualFoldAttributeValue("pwdAccountLockedTime") != "", unlocks.Equal(never), unlocks.After(now):
+		p.State, p.unlocked = Locked, p.State
 	}
-	// A value that is no time leaves the zero time: not known.
-	p.PasswordChanged, _ = time.Parse("20060102150405Z0700", e.GetEqualFoldAttributeValue("pwdChangedTime"))
+	p.PasswordChanged = generalizedTime(e, "pwdChangedTime")
+	// A value that is no time, such as 000001010000Z, is a lock without end.
+	p.lockedSince = generalizedTime(e, "pwdAccountLockedTime")
+	p.policyDN = e.GetEqualFoldAttributeValue("pwdPolicySubentry")
+	p.memberOf = e.GetEqualFoldAttributeValues("memberOf")
+}
+
+// lockIsOver says whether OpenLDAP's lock of p has run out. The server takes
+// pwdAccountLockedTime away no sooner than at the next bind, so p has to be
+// judged by the policy's pwdLockoutDuration. A policy that cannot be read, or
+// has none, leaves p locked.
+func (d *Directory) lockIsOver(ctx context.Context, p *Person, now time.Time) bool {
+	if p.State != Locked || p.lockedSince.IsZero() {
+		return false
+	}
+	var lasts time.Duration
+	if p.policyDN == "" {
+		if lockout, err := d.Lockout(ctx); err == nil {
+			lasts = lockout.Duration
+		}
+	} else if found, err := d.ask(ctx, "read the person's password policy", query{base: p.policyDN, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"pwdLockoutDuration"}, limit: 1}); err == nil && len(found) == 1 {
+		seconds, _ := number(found[0], "pwdLockoutDuration")
+		lasts = time.Duration(min(max(seconds, 0), math.MaxInt32)) * time.Second
+	}
+	return lasts > 0 && now.Sub(p.lockedSince) > lasts
+}
+
+// generalizedTime reads a time (RFC 4517, 3.3.13); what is none is the zero time.
+func generalizedTime(e *ldap.Entry, attribute string) time.Time {
+	t, err := time.Parse("20060102150405Z0700", e.GetEqualFoldAttributeValue(attribute))
+	if err != nil {
+		return time.Time{}
+	}
+	return t
 }
 
 func number(e *ldap.Entry, attribute string) (int64, bool) {

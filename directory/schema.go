@@ -119,7 +119,7 @@ func (s *schema) defaultLDAP(id string) {
 	if g.Member != "" {
 		s.members = []string{g.Member}
 	}
-	s.attributes = []string{"uid", "pwdAccountLockedTime", "pwdReset", "pwdChangedTime", "nsAccountLock", "memberOf", "passwordExpirationTime"}
+	s.attributes = []string{"uid", "pwdAccountLockedTime", "pwdPolicySubentry", "pwdReset", "pwdChangedTime", "nsAccountLock", "accountUnlockTime", "passwordExpirationTime", "memberOf"}
 	g.Nested = cmp.Or(g.Nested, NestedWalk)
 }
 

@@ -165,6 +165,14 @@ func checkPassword(ctx context.Context, d Directory, p directory.Person, passwor
 
 // activeGroups reads the directory groups of a person who showed their password.
 func (s *Service) activeGroups(ctx context.Context, d Directory, p directory.Person) ([]string, error) {
+	if p.State == directory.Locked {
+		// OpenLDAP takes a lock that has run out away at the bind, so what was
+		// read before is old.
+		var err error
+		if p, err = d.Lookup(ctx, p.ID); err != nil {
+			return nil, signInError(err)
+		}
+	}
 	if p.State != directory.Active {
 		return nil, &directory.AccountError{State: p.State}
 	}

@@ -41,3 +41,14 @@ func TestSamba(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+func TestDS389(t *testing.T) {
+	s := StartDS389(t)
+	s.AddLDIF(t, "dn: uid=alice,dc=example,dc=org\nobjectClass: inetOrgPerson\nuid: alice\ncn: a\nsn: a\nuserPassword: pw\n\n")
+	cmd := exec.Command("ldapsearch", "-LLL", "-x", "-H", s.URL, "-D", s.BindDN, "-w", s.BindPassword, "-b", s.BaseDN, "(uid=alice)", "nsUniqueId", "userPassword")
+	cmd.Env = append(cmd.Environ(), "LDAPTLS_CACERT="+s.CAFile)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "nsUniqueId: ") || strings.Contains(string(out), "userPassword") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

@@ -13,8 +13,7 @@ import (
 // Slapd is an OpenLDAP server on 127.0.0.1 with the suffix dc=example,dc=org.
 // It holds the suffix's own entry and the read account BindDN, nothing else;
 // see SampleLDIF. Everybody who is bound reads everything but passwords. The
-// overlays memberof and refint are not loaded; ppolicy is, without a default
-// policy.
+// overlay ppolicy is in use, without a default policy; see StartSlapd for others.
 type Slapd struct {
 	*Process
 	// URL is ldap://127.0.0.1:port, with StartTLS; TLSURL is ldaps://127.0.0.1:port.
@@ -38,6 +37,7 @@ include /etc/ldap/schema/nis.schema
 modulepath /usr/lib/ldap
 moduleload back_mdb
 moduleload ppolicy
+moduleload memberof
 TLSCACertificateFile %[2]s
 TLSCertificateFile %[3]s
 TLSCertificateKeyFile %[4]s
@@ -51,7 +51,7 @@ directory %[1]s
 dbnosync
 index objectClass,uid,mail,entryUUID,member,uniqueMember,memberUid eq
 overlay ppolicy
-access to attrs=userPassword by anonymous auth by * none
+%[8]saccess to attrs=userPassword by anonymous auth by * none
 access to * by users read by * none
 `
 
@@ -95,8 +95,9 @@ func SampleLDIF() string {
 	return b.String()
 }
 
-// StartSlapd starts an OpenLDAP server that ends with the test.
-func StartSlapd(t testing.TB) *Slapd {
+// StartSlapd starts an OpenLDAP server that ends with the test. Config holds
+// further lines for its database, such as "overlay memberof".
+func StartSlapd(t testing.TB, config ...string) *Slapd {
 	t.Helper()
 	Need(t, "slapd", "slapadd", "ldapmodify", "ldapsearch")
 	dir := t.TempDir()
@@ -112,16 +113,17 @@ func StartSlapd(t testing.TB) *Slapd {
 		t.Fatalf("create the folder of slapd's database: %v", err)
 	}
 	certFile, keyFile := ca.Issue(t, "localhost")
-	config, base := filepath.Join(dir, "slapd.conf"), filepath.Join(dir, "base.ldif")
-	writeFile(t, config, fmt.Sprintf(slapdConfig, db, s.CAFile, certFile, keyFile, s.BaseDN, s.AdminDN, s.AdminPassword))
+	file, base := filepath.Join(dir, "slapd.conf"), filepath.Join(dir, "base.ldif")
+	extra := strings.Join(append(config, ""), "\n")
+	writeFile(t, file, fmt.Sprintf(slapdConfig, db, s.CAFile, certFile, keyFile, s.BaseDN, s.AdminDN, s.AdminPassword, extra))
 	writeFile(t, base, fmt.Sprintf(slapdBase, s.BaseDN, s.BindDN, s.BindPassword))
-	if out, err := exec.Command(Path(t, "slapadd"), "-f", config, "-l", base).CombinedOutput(); err != nil {
+	if out, err := exec.Command(Path(t, "slapadd"), "-f", file, "-l", base).CombinedOutput(); err != nil {
 		t.Fatalf("seed slapd: %v\n%s", err, out)
 	}
 	// slapd keeps a table for as many connections as it may open files.
 	s.command = Command{
 		Name: "slapd", Path: "/bin/sh",
-		Args:  []string{"-c", `ulimit -n 1024; exec "$0" "$@"`, Path(t, "slapd"), "-f", config, "-h", s.URL + " " + s.TLSURL, "-d", "0"},
+		Args:  []string{"-c", `ulimit -n 1024; exec "$0" "$@"`, Path(t, "slapd"), "-f", file, "-h", s.URL + " " + s.TLSURL, "-d", "0"},
 		Ready: s.ready,
 	}
 	s.Start(t)

@@ -61,6 +61,8 @@ func howToGet(binary string) string {
 		pkg = "slapd"
 	case "ldapsearch", "ldapadd", "ldapmodify", "ldapwhoami", "ldapdelete", "ldappasswd":
 		pkg = "ldap-utils"
+	case "ns-slapd", "dscreate":
+		pkg = "389-ds-base"
 	case "samba":
 		pkg = "samba-ad-dc"
 	case "samba-tool":
