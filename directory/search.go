@@ -62,7 +62,10 @@ func (c *conn) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
 		}
 		next, _ := ldap.FindControl(page.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
 		if next == nil || len(next.Cookie) == 0 {
-			return entries, c.complete(ctx, entries)
+			if err := c.complete(ctx, entries); err != nil {
+				return nil, err
+			}
+			return entries, nil
 		}
 		paging.SetCookie(next.Cookie)
 	}
@@ -105,13 +108,16 @@ const maxValues = 100_000
 func (c *conn) complete(ctx context.Context, entries []*ldap.Entry) error {
 	for _, e := range entries {
 		for _, a := range e.Attributes {
-			name, next, ranged := parseRange(a.Name, 0)
-			if !ranged {
+			if !strings.Contains(strings.ToLower(a.Name), ";range=") {
 				continue
+			}
+			name, next, ok := parseRange(a.Name, 0)
+			if !ok {
+				return partial(e, a.Name, errRange)
 			}
 			for next > 0 {
 				if len(a.Values) > maxValues {
-					return partial(e, name, fmt.Errorf("there are more than %d", maxValues))
+					return partial(e, name, fmt.Errorf("%w: there are more than %d", errRange, maxValues))
 				}
 				rest, err := c.valuesFrom(ctx, e.DN, name, next)
 				if err != nil {
@@ -127,15 +133,16 @@ func (c *conn) complete(ctx context.Context, entries []*ldap.Entry) error {
 	return nil
 }
 
-// partial is an error that no other host is asked for.
+// partial says that an attribute was read in part, which is an answer, unless
+// err is that of the connection.
 func partial(e *ldap.Entry, attribute string, err error) error {
 	if resultCode(err) == 0 && !errors.Is(err, errRange) {
-		return err // the connection broke
+		return err
 	}
 	return ldap.NewError(ldap.LDAPResultOther, fmt.Errorf("read all values of %s of %s: %w", attribute, e.DN, err))
 }
 
-var errRange = errors.New("the server did not send the range that was asked for")
+var errRange = errors.New("the server sends no range that fits")
 
 // valuesFrom reads the values of an attribute from number first on, as many as
 // the server sends.
@@ -170,5 +177,8 @@ func parseRange(description string, first int) (name string, next int, ok bool) 
 		return name, 0, true
 	}
 	to, err := strconv.Atoi(high)
-	return name, to + 1, err == nil && to >= first
+	if err != nil || to < first || to >= maxValues+first {
+		return description, 0, false
+	}
+	return name, to + 1, true
 }
