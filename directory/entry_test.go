@@ -49,7 +49,7 @@ func TestKindsOfServer(t *testing.T) {
 	}
 	set := Config{Name: "corp", Type: TypeLDAP, Users: Users{BaseDN: "o=u", Login: []string{"cn"}, ID: "x", Username: "y", Filter: "(z=*)"}, Groups: Groups{BaseDN: "o=g", Nested: NestedNone, Name: "n", MaxDepth: 7}}
 	s, err := newSchema(&set, openLDAP)
-	if err != nil || s.users.BaseDN != "o=u" || s.users.Login[0] != "cn" || s.users.ID != "x" || s.users.Username != "y" || s.users.Filter != "(z=*)" || s.groups.BaseDN != "o=g" || s.groups.MaxDepth != 1 {
+	if err != nil || s.users.BaseDN != "o=u" || s.users.Login[0] != "cn" || s.users.ID != "x" || s.users.Username != "y" || s.users.Filter != "(z=*)" || s.groups.BaseDN != "o=g" || s.groups.MaxDepth != 7 {
 		t.Errorf("set keys: %+v, %v", s, err)
 	}
 }

@@ -40,7 +40,7 @@ type Hidden struct {
 func (d *Directory) Explain(ctx context.Context, loginOrID string) (Explanation, error) {
 	ctx, cancel := budget(ctx)
 	defer cancel()
-	r := &report{}
+	r := &report{paths: true}
 	ctx = context.WithValue(ctx, reportKey{}, r)
 	var e Explanation
 	p, err := d.lookup(ctx, loginOrID) // which sends nothing unless it is an id
@@ -66,6 +66,7 @@ func (d *Directory) Explain(ctx context.Context, loginOrID string) (Explanation,
 
 // report is filled by the searches whose context holds it under reportKey.
 type report struct {
+	paths   bool // wants the way to each group, which may cost more
 	mu      sync.Mutex
 	queries []Query
 	hidden  []Hidden
@@ -78,6 +79,8 @@ func reportOf(ctx context.Context) *report {
 	r, _ := ctx.Value(reportKey{}).(*report)
 	return r
 }
+
+func (r *report) wantsPaths() bool { return r != nil && r.paths }
 
 func (r *report) hide(name, dn, rule string) {
 	if r == nil {

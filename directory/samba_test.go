@@ -144,6 +144,46 @@ func groupsInAD(t *testing.T, s *testenv.Samba) {
 			wantGroups(t, below, "bob", "corp:above-primary", "corp:bobs", "corp:primary")
 		})
 	}
+	t.Run("measured", func(t *testing.T) {
+		measured, err := open(t, sambaConfig(s)).Measure(t.Context(), "jane")
+		if err != nil || len(measured) != 3 {
+			t.Fatalf("%+v, %v", measured, err)
+		}
+		best := 0
+		for i, m := range measured {
+			if m.Groups != 6 || m.Error != "" || m.Took <= 0 || m.Strategy == NestedInChain && m.Queries != 1 || m.Strategy == NestedTokenGroups && m.Queries != 1 {
+				t.Errorf("%+v", m)
+			}
+			if m.Took < measured[best].Took {
+				best = i
+			}
+		}
+		for i, m := range measured {
+			if m.Recommended != (i == best) {
+				t.Errorf("%+v", measured)
+			}
+		}
+	})
+	t.Run("a way through a distribution list is none", func(t *testing.T) {
+		s.AddLDIF(t, adGroup("behind-list", "-2147483640", "list,OU=Groups"))
+		for _, nested := range []Nested{NestedInChain, NestedTokenGroups, NestedWalk} {
+			d := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = nested }))
+			wantGroups(t, d, "jane", "corp:Domain Users", "corp:Users", "corp:circle", "corp:company", "corp:dept", "corp:team")
+		}
+	})
+	t.Run("a primary group that moves", func(t *testing.T) {
+		d := open(t, sambaConfig(s))
+		wantGroups(t, d, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")
+		s.AddLDIF(t, "dn: CN=primary,OU=Groups,DC=corp,DC=example\nchangetype: moddn\nnewrdn: CN=moved\ndeleteoldrdn: 1\n\n")
+		wantGroups(t, d, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")
+	})
+	t.Run("names that occur twice", func(t *testing.T) {
+		s.AddLDIF(t, strings.NewReplacer("CN=dept,OU=Groups", "CN=dept,OU=People", "sAMAccountName: dept", "sAMAccountName: dept2").Replace(adGroup("dept", "-2147483646"))+"\n")
+		d := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Name = "cn" }))
+		if got, err := d.DuplicateNames(t.Context()); err != nil || !reflect.DeepEqual(got, []string{"corp:dept"}) {
+			t.Errorf("%q, %v", got, err)
+		}
+	})
 	t.Run("direct groups alone", func(t *testing.T) {
 		direct := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = NestedNone }))
 		wantGroups(t, direct, "jane", "corp:Domain Users", "corp:team")

@@ -79,9 +79,6 @@ func newSchema(cfg *Config, root *ldap.Entry) (*schema, error) {
 	slices.Sort(s.attributes)
 	s.attributes = slices.Compact(s.attributes)
 	s.groups.MaxDepth = cmp.Or(s.groups.MaxDepth, defaultMaxDepth)
-	if s.groups.Nested == NestedNone {
-		s.groups.MaxDepth = 1
-	}
 	if s.users.BaseDN == "" || s.groups.BaseDN == "" {
 		return nil, fmt.Errorf("the server does not name one naming context: set directories[%[1]s].users.baseDN and directories[%[1]s].groups.baseDN", cfg.Name)
 	}

@@ -33,7 +33,7 @@ func (d *Directory) walk(ctx context.Context, s *schema, strategy Nested, p Pers
 		return nil, err
 	}
 	w := &walker{Directory: d, s: s, members: members, seen: map[string]bool{}, above: map[string][]string{}}
-	if reportOf(ctx) != nil {
+	if reportOf(ctx).wantsPaths() {
 		w.edges = slices.Clone(members)
 		if d.cfg.Type == TypeActiveDirectory {
 			w.edges = []string{"memberOf"} // member comes in part when it is long
