@@ -238,6 +238,15 @@ func TestRefreshInAnOutage(t *testing.T) {
 			t.Fatalf("claims %v", c)
 		}
 	}
+	marked := 0
+	for _, e := range h.trail.events {
+		if e.Act == "token.issue" && e.Detail["stale"] == "true" {
+			marked++
+		}
+	}
+	if marked != 3 {
+		t.Errorf("%d of 3 tokens are marked in the trail", marked)
+	}
 	h.clock.pass(time.Second) // going on does not prolong itself
 	_, err = h.Refresh(h.ctx, kube, alices.RefreshToken)
 	wantErr(t, err, ErrUnavailable)
