@@ -19,7 +19,6 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spf13/cobra"
 
-	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 )
@@ -41,18 +40,20 @@ type finding struct {
 // doctor collects findings.
 type doctor struct {
 	cfg      *Config
+	user     string // whose groups are looked up in every way; "": nobody's
+	found    bool   // user, in a directory
 	findings []finding
 }
 
 func doctorCommand() *cobra.Command {
-	var config string
+	var config, user string
 	cmd := &cobra.Command{Use: "doctor --config FILE", Short: "Try everything the configuration names, and say what to do", Args: usage(cobra.NoArgs)}
 	output := outputFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkOutput(*output); err != nil {
 			return err
 		}
-		d := &doctor{}
+		d := &doctor{user: user}
 		d.examine(cmd.Context(), config)
 		err := write(cmd.OutOrStdout(), *output, map[string]any{"checks": d.findings}, func() [][]string {
 			rows := [][]string{{"CHECK", "RESULT", "DETAIL"}}
@@ -67,6 +68,7 @@ func doctorCommand() *cobra.Command {
 		return err
 	}
 	cmd.Flags().StringVar(&config, "config", "", "configuration file")
+	cmd.Flags().StringVar(&user, "user", "", "somebody, as they sign in, whose groups are looked up in every way that their directory knows")
 	need(cmd, "config")
 	return cmd
 }
@@ -98,6 +100,9 @@ func (d *doctor) examine(ctx context.Context, path string) {
 	running := d.store()
 	for _, c := range cfg.Directories {
 		d.directory(ctx, c)
+	}
+	if d.user != "" && !d.found {
+		d.say("user", resultFail, "nobody signs in as %s in a directory that answers", d.user)
 	}
 	d.issuer(ctx, running)
 }
@@ -145,41 +150,6 @@ func (d *doctor) store() (running bool) {
 	}
 	d.say("store", resultOK, "%s opens; the server is stopped", path)
 	return false
-}
-
-func (d *doctor) directory(ctx context.Context, c directory.Config) {
-	check := "directory " + c.Name
-	dir, err := directory.New(c, d.cfg.Directories...)
-	if err != nil {
-		d.say(check, resultFail, "%s", err)
-		return
-	}
-	defer dir.Close()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
-	checks, usable := dir.Check(ctx)
-	for _, c := range checks {
-		d.say(check, string(c.Grade), "%s", c.Detail)
-	}
-	if !usable {
-		return
-	}
-	d.lockout(ctx, check, dir)
-}
-
-// lockout tells when the directory locks accounts, which the throttle has to know.
-func (d *doctor) lockout(ctx context.Context, check string, dir *directory.Directory) {
-	l, err := dir.Lockout(ctx)
-	switch {
-	case err != nil:
-		d.say(check, resultWarn, "%s: after how many wrong passwords it locks accounts is not known", err)
-	case l.Threshold == 0:
-		d.say(check, resultOK, "it never locks accounts")
-	case l.Duration == 0:
-		d.say(check, resultOK, "it locks an account after %d wrong passwords within %s, until somebody unlocks it", l.Threshold, l.Window)
-	default:
-		d.say(check, resultOK, "it locks an account for %s after %d wrong passwords within %s", l.Duration, l.Threshold, l.Window)
-	}
 }
 
 // published is what the issuer shows of itself.

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
@@ -21,7 +22,10 @@ func TestDoctorDirectory(t *testing.T) {
 		want                               []string
 	}{
 		{"all is well", ldap.TLSURL, ldap.CAFile, ldap.BindPassword, "", 0, []string{
-			": bindDN is let in and reads the base DNs", "ok: people: 5", "ok: groups: 4", "ok: find a person: ", "ok: find groups: ", "locks accounts"}},
+			": bindDN is let in and reads the base DNs", "ok: people: 5", "ok: groups: 4", "ok: find a person: ", "ok: find groups: ", "locks accounts",
+			"ok: every group has a name of its own", "ok: groups of alice by walk, recommended, as groups.nested has it: 2, with "}},
+		{"two groups of one name", ldap.TLSURL, ldap.CAFile, ldap.BindPassword, `groups: {rename: [{from: "all-(.*)", to: "$1"}]}`, 1, []string{
+			"warn: 1 name is that of several groups", "corp:devs", "fail: groups of alice by walk"}},
 		{"one host is down", closed + ", " + ldap.TLSURL, ldap.CAFile, ldap.BindPassword, "", 1, []string{
 			"fail: " + closed + ": no connection: check the port", "ok: " + ldap.TLSURL + ": bindDN is let in", "ok: people: 5"}},
 		{"another CA", ldap.TLSURL, other.File, ldap.BindPassword, "", 1, []string{"its certificate is not signed by what caFile holds"}},
@@ -45,7 +49,7 @@ directories:
   bindPassword: %q
   %s
 `, tc.urls, tc.caFile, ldap.BindDN, tc.password, tc.more))
-			code, stdout, stderr := command(t, "doctor", "--config", path, "-o", "json")
+			code, stdout, stderr := command(t, "doctor", "--config", path, "--user", "alice", "-o", "json")
 			var report struct{ Checks []finding }
 			if err := json.Unmarshal([]byte(stdout), &report); err != nil {
 				t.Fatalf("%v: %s%s", err, stdout, stderr)
@@ -62,6 +66,37 @@ directories:
 			if strings.Contains(stdout+stderr, tc.password) {
 				t.Error("the doctor tells the password")
 			}
+			if found := !strings.Contains(stdout, "nobody signs in as alice"); found != strings.Contains(got, "groups of alice") {
+				t.Errorf("alice: %s", stdout)
+			}
 		})
+	}
+}
+
+func TestDoctorJudgesStrategies(t *testing.T) {
+	slow := directory.Measurement{Strategy: directory.NestedWalk, Groups: 2}
+	for _, tc := range []struct {
+		other directory.Measurement
+		want  bool
+	}{
+		{directory.Measurement{Groups: 2}, false}, {directory.Measurement{Groups: 3}, true}, {directory.Measurement{Error: "no right"}, false},
+	} {
+		if got := lacks(slow, []directory.Measurement{slow, tc.other}); got != tc.want {
+			t.Errorf("beside %+v: %t", tc.other, got)
+		}
+	}
+	for _, tc := range []struct {
+		cfg  directory.Config
+		want bool
+	}{
+		{directory.Config{Type: directory.TypeActiveDirectory}, false},
+		{directory.Config{Type: directory.TypeActiveDirectory, Groups: directory.Groups{Name: "CN"}}, true},
+		{directory.Config{Type: directory.TypeActiveDirectory, Groups: directory.Groups{Rename: []directory.Rename{{From: "a", To: "b"}}}}, true},
+		{directory.Config{Type: directory.TypeLDAP}, true},
+		{directory.Config{Type: directory.TypeLDAP, Groups: directory.Groups{Name: "gidNumber"}}, false},
+	} {
+		if got := takesNames(tc.cfg); got != tc.want {
+			t.Errorf("%+v: %t", tc.cfg, got)
+		}
 	}
 }
