@@ -239,7 +239,9 @@ func (p *probe) clock(told string) {
 	}
 	if skew := time.Since(at).Round(time.Second); skew.Abs() > clockLimit {
 		p.say(GradeFail, "its clock and this machine's are %s apart: set both by NTP", skew.Abs())
+		return
 	}
+	p.say(GradeOK, "its clock and this machine's agree")
 }
 
 // count counts entries, as far as that is reasonable.

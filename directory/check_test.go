@@ -155,6 +155,19 @@ func TestCheckOfWhatWorks(t *testing.T) {
 	}
 }
 
+func TestCheckOfActiveDirectory(t *testing.T) {
+	s := testenv.StartSamba(t)
+	got := checked(t, sambaConfig(s))
+	for _, want := range []string{
+		"warn: " + s.TLSURL + ": the certificate for dc1.corp.example", "ok: " + s.TLSURL + ": bindDN is let in", "ok: " + s.TLSURL + ": its clock and this machine's agree",
+		"ok: people: ", "ok: groups: ", "ok: find a person: ", "ok: find groups: ",
+	} {
+		if !strings.Contains(got, want) || strings.Contains(got, "fail") {
+			t.Errorf("no %q in\n%s", want, got)
+		}
+	}
+}
+
 // A refused password goes to no second host: two tries there may be one too many.
 func TestCheckAsksForThePasswordOnce(t *testing.T) {
 	s := testenv.StartSlapd(t)
@@ -176,7 +189,7 @@ func TestCheckGrades(t *testing.T) {
 		}
 	}
 	for told, want := range map[string]string{
-		time.Now().UTC().Format("20060102150405.0Z"):                      "",
+		time.Now().UTC().Format("20060102150405.0Z"):                      "agree",
 		time.Now().Add(-10 * time.Minute).UTC().Format("20060102150405Z"): "apart: set both by NTP",
 		"": "", "soon": "",
 	} {
