@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/text/cases"
@@ -154,7 +155,8 @@ type attempt struct {
 	address  string // "": not known
 	before   int    // wrong passwords that the directory had answered when this was reserved
 	record   tries
-	revision int64 // of record
+	revision int64  // of record
+	leave    func() // lets the next one of this node try
 }
 
 // accountKey is where a person's tries are counted: whatever they typed, for one who
@@ -178,29 +180,42 @@ func (s *Service) reserve(ctx context.Context, d Directory, key string) (*attemp
 	ctx, cancel := context.WithTimeout(ctx, loginBudget)
 	defer cancel()
 	a := &attempt{Service: s, rule: s.rule(ctx, d), id: randomID(), key: key, address: audit.OriginOf(ctx).Address}
+	at := min(freeTries, a.tries)
+	if err := s.turns.enter(ctx, key, func() (int, error) { return at, nil }); err != nil {
+		return nil, err
+	}
+	a.leave = sync.OnceFunc(func() { s.turns.leave(key) })
+	if err := a.reserve(ctx); err != nil {
+		a.leave()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (a *attempt) reserve(ctx context.Context) error {
 	for race := range maxRaces {
 		if err := a.read(ctx); err != nil {
-			return nil, err
+			return err
 		}
 		if _, mine := a.record.Running[a.id]; mine {
-			return a, nil // written, though the answer was lost
+			return nil // written, though the answer was lost
 		}
-		now := s.Now().UTC()
+		now := a.Now().UTC()
 		wait, busy := a.record.wait(now, a.rule)
 		if wait > 0 {
-			return nil, &TooManyError{wait}
+			return &TooManyError{wait}
 		}
 		if !busy {
 			a.before = a.record.Wrong
 			a.record.Running[a.id] = now
 			err := a.write(ctx, nil, nil)
 			if err == nil || !raced(err) {
-				return a, err
+				return err
 			}
 		}
 		breathe(ctx, race)
 	}
-	return nil, &TooManyError{crowded}
+	return &TooManyError{crowded}
 }
 
 // raced reports whether a write has to be looked at again.
@@ -251,6 +266,7 @@ func (a *attempt) write(ctx context.Context, conds []store.Cond, ops []store.Op)
 // end is for a try that started no session: wrong ones count, also at the address.
 // If it cannot be written the reservation stays, which counts as well.
 func (a *attempt) end(ctx context.Context, wrong bool) {
+	defer a.leave()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
 	defer cancel()
 	for race := range maxRaces {
@@ -290,6 +306,9 @@ func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op
 			a.record.Forgiven = max(a.record.Forgiven, a.before)
 		}
 		err := a.write(ctx, conds, ops)
+		if err == nil {
+			a.leave()
+		}
 		if !errors.Is(err, store.ErrConflict) || race == maxRaces {
 			return err
 		}

@@ -67,43 +67,95 @@ func (s *Service) admit(ctx context.Context, address string) (leave func(), err 
 		return func() {}, nil
 	}
 	key, c := addressKey(address), s.cfg.Throttle
-	for race := range maxRaces {
+	err = s.turns.enter(ctx, key, func() (int, error) {
 		p, _, err := s.spell(ctx, key)
 		if err != nil {
-			return nil, err
+			return 0, err
 		}
 		if wait := p.wait(s.Now(), c); wait > 0 {
-			return nil, &TooManyError{wait}
+			return 0, &TooManyError{wait}
 		}
-		if s.turns.take(key, max(1, c.AddressTries-int(p.Level))) {
-			return func() { s.turns.leave(key) }, nil
-		}
-		breathe(ctx, race)
-	}
-	return nil, &TooManyError{crowded}
+		return max(1, c.AddressTries-int(p.Level)), nil
+	})
+	return func() { s.turns.leave(key) }, err
 }
 
-// turns counts what is under way by key.
+// turns lets so many at once go on by key, and the others of this node wait: they
+// would only meet in conflicts.
 type turns struct {
 	mu    sync.Mutex
-	taken map[string]int
+	lanes map[string]*lane
 }
 
-func (t *turns) take(key string, most int) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.taken[key] >= most {
-		return false
+type lane struct {
+	taken, waiting int
+	freed          chan struct{} // closed when one leaves
+}
+
+// maxWaiting bounds those who wait for one key.
+const maxWaiting = 256
+
+// enter waits until fewer than most() are under way. most is asked each time anew,
+// and its error ends the wait; a *TooManyError does when that takes loginBudget.
+func (t *turns) enter(ctx context.Context, key string, most func() (int, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, loginBudget)
+	defer cancel()
+	for {
+		n, err := most()
+		if err != nil {
+			return err
+		}
+		freed, ok := t.take(key, n)
+		if ok {
+			return nil
+		}
+		if freed == nil {
+			return &TooManyError{crowded}
+		}
+		select {
+		case <-freed:
+		case <-ctx.Done():
+		}
+		t.change(key, 0, -1)
+		if ctx.Err() != nil {
+			return &TooManyError{crowded}
+		}
 	}
-	t.taken[key]++
-	return true
 }
 
-func (t *turns) leave(key string) {
+// take takes a turn, or a place among those who wait; neither where that is full.
+func (t *turns) take(key string, most int) (freed <-chan struct{}, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.taken[key]--; t.taken[key] <= 0 {
-		delete(t.taken, key)
+	l := t.lanes[key]
+	if l == nil {
+		l = &lane{freed: make(chan struct{})}
+		t.lanes[key] = l
+	}
+	switch {
+	case l.taken < most:
+		l.taken++
+		return nil, true
+	case l.waiting == maxWaiting:
+		return nil, false
+	}
+	l.waiting++
+	return l.freed, false
+}
+
+func (t *turns) leave(key string) { t.change(key, -1, 0) }
+
+func (t *turns) change(key string, taken, waiting int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.lanes[key]
+	l.taken, l.waiting = l.taken+taken, l.waiting+waiting
+	if taken < 0 {
+		close(l.freed)
+		l.freed = make(chan struct{})
+	}
+	if l.taken == 0 && l.waiting == 0 {
+		delete(t.lanes, key)
 	}
 }
 
