@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-ldap/ldap/v3"
+
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
@@ -59,6 +61,78 @@ func TestActiveDirectory(t *testing.T) {
 	t.Run("id is what the server's own tools show", func(t *testing.T) { idInAD(t, s, d) })
 	t.Run("bind and state", func(t *testing.T) { bindInAD(t, d) })
 	t.Run("groups", func(t *testing.T) { groupsInAD(t, s) })
+	t.Run("odd names", func(t *testing.T) { oddNamesInAD(t, s) })
+	t.Run("accounts change", func(t *testing.T) { changesInAD(t, s, d) })
+}
+
+// oddNamesInAD has people and groups whose DNs need every escape.
+func oddNamesInAD(t *testing.T, s *testenv.Samba) {
+	for i, name := range []string{"plain", `back\slash`, "com,ma", "pl+us", `"quoted"`, "<angle>", "semi;colon", "a=b", "#hash", "(paren)", "st*r", "zo\u00eb", "日本"} {
+		sam := fmt.Sprintf("odd%d", i)
+		escaped := strings.ReplaceAll(ldap.EscapeDN(name), "=", `\=`) // Samba wants it so
+		person, group := "CN="+escaped+",OU=People,"+s.BaseDN, "CN=g-"+escaped+",OU=Groups,"+s.BaseDN
+		s.AddLDIF(t, strings.Replace(testenv.UserLDIF("X", sam, pw, "mail: "+sam+"@corp.example"), "dn: X\n", b64("dn", person), 1)+
+			b64("dn", group)+"objectClass: group\nsAMAccountName: g-"+sam+"\n"+b64("member", person)+"\n"+
+			"dn: CN=above-"+sam+",OU=Groups,"+s.BaseDN+"\nobjectClass: group\nsAMAccountName: above-"+sam+"\n"+b64("member", group)+"\n")
+		for _, nested := range []Nested{NestedInChain, NestedTokenGroups, NestedWalk} {
+			d := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested, c.Groups.BaseDN = nested, "OU=Groups,"+s.BaseDN }))
+			if p := mustFind(t, d, sam); p.Name != name {
+				t.Errorf("%q is %+v", name, p)
+			} else if err := d.Bind(t.Context(), p.DN, pw); err != nil {
+				t.Errorf("bind of %q: %v", name, err)
+			}
+			wantGroups(t, d, sam, "corp:above-"+sam, "corp:g-"+sam)
+		}
+	}
+}
+
+// changesInAD follows one person, as refreshes do, through all that can happen
+// to an account.
+func changesInAD(t *testing.T, s *testenv.Samba, d *Directory) {
+	dn := "CN=Change,OU=People," + s.BaseDN
+	s.AddLDIF(t, testenv.UserLDIF(dn, "change", pw))
+	was := mustFind(t, d, "change")
+	modify := func(lines ...string) {
+		s.AddLDIF(t, "dn: "+dn+"\nchangetype: modify\n"+strings.Join(lines, "\n")+"\n\n")
+	}
+	is := func(what string, want State) Person {
+		t.Helper()
+		p, err := d.Lookup(t.Context(), was.ID)
+		if err != nil || p.State != want || p.Sub() != was.Sub() {
+			t.Errorf("%s: %+v, %v, want %s", what, p, err, want)
+		}
+		return p
+	}
+	is("new", Active)
+	for _, c := range []struct {
+		what, attribute, value, after string
+		want                          State
+	}{
+		{"disabled", "userAccountControl", "514", "512", Disabled},
+		{"account expired", "accountExpires", "131000000000000000", "0", Expired},
+		{"must change", "pwdLastSet", "0", "-1", MustChange},
+	} {
+		modify("replace: "+c.attribute, c.attribute+": "+c.value)
+		is(c.what, c.want)
+		modify("replace: "+c.attribute, c.attribute+": "+c.after)
+		is("no longer "+c.what, Active)
+	}
+	time.Sleep(time.Until(was.PasswordChanged.Add(10 * time.Millisecond)))
+	_, password, _ := strings.Cut(testenv.UserLDIF("X", "x", pw+"-new"), "unicodePwd:: ")
+	modify("replace: unicodePwd", "unicodePwd:: "+strings.TrimSpace(password))
+	changed := is("password changed", Active).PasswordChanged
+	if !changed.After(was.PasswordChanged) {
+		t.Errorf("the password was changed at %s, then at %s", was.PasswordChanged, changed)
+	}
+	s.AddLDIF(t, "dn: "+dn+"\nchangetype: moddn\nnewrdn: CN=Moved\ndeleteoldrdn: 1\nnewsuperior: CN=Users,"+s.BaseDN+"\n\n")
+	dn = "CN=Moved,CN=Users," + s.BaseDN
+	modify("replace: sAMAccountName", "sAMAccountName: renamed")
+	if p := is("moved", Active); p.DN != dn || p.Username != "renamed" {
+		t.Errorf("moved to %+v", p)
+	}
+	s.AddLDIF(t, "dn: "+dn+"\nchangetype: delete\n\n")
+	_, err := d.Lookup(t.Context(), was.ID)
+	wantErr(t, "deleted", err, ErrNotFound)
 }
 
 func findInAD(t *testing.T, s *testenv.Samba, d *Directory) {
