@@ -159,8 +159,11 @@ func (p *probe) within(ctx context.Context, op func() error) error {
 	deadline, _ := ctx.Deadline()
 	p.raw.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { p.raw.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	return op()
+	err := op()
+	if stop() {
+		p.raw.SetDeadline(time.Time{}) // the next step may be long in coming, after other hosts
+	}
+	return err
 }
 
 // certificate looks at the one that the host showed, which is valid now.

@@ -107,6 +107,7 @@ func TestCheckFindsWhatIsBroken(t *testing.T) {
 		{"no such name", func(c *Config) { c.URLs = []string{"ldaps://dc1.invalid"} }, "fail: ldaps://dc1.invalid: its name is not known to DNS"},
 		{"black hole", func(c *Config) { c.URLs = []string{"ldaps://" + hole} }, "fail: ldaps://" + hole + ": TLS: it takes the connection but does not answer within 3s"},
 		{"black hole, StartTLS", func(c *Config) { c.URLs, c.StartTLS = []string{"ldap://" + hole}, true }, "fail: ldap://" + hole + ": StartTLS: it takes the connection but does not answer within 3s"},
+		{"black hole before a good host", func(c *Config) { c.URLs, c.StartTLS = []string{"ldap://" + hole, s.URL}, true }, "ok: " + s.URL + ": bindDN is let in"},
 		{"black hole, in the clear", func(c *Config) { c.URLs, c.InsecurePlaintext = []string{"ldap://" + hole}, true }, "fail: ldap://" + hole + ": bind: no answer within 3s"},
 		{"LDAPS where LDAP is", func(c *Config) { c.URLs = []string{"ldaps://" + plain} }, "fail: ldaps://" + plain + ": TLS: "},
 		{"other CA", func(c *Config) { c.CAFile = other.File }, "TLS: its certificate is not signed by what caFile holds"},
