@@ -80,6 +80,11 @@ func (s *Service) ExplainTo(ctx context.Context, a groups.Actor, admin bool, log
 	if admin && e.On != "" { // who looks for the cause wants what is known until there
 		return x, nil
 	}
+	for i := range x.Entry.Queries { // the directory's own words can name hosts
+		if q := &x.Entry.Queries[i]; q.Error != "" && !admin {
+			q.Error = "failed"
+		}
+	}
 	return x, err
 }
 

@@ -181,6 +181,14 @@ func TestExplainTo(t *testing.T) {
 	}
 	_, err = h.ExplainTo(h.ctx, bob, false, "", "")
 	wantErr(t, err, ErrUnavailable)
+	h.corp.noGroup, h.corp.queryErr = nil, "ldap://10.1.2.3: size limit"
+	for _, asker := range []groups.Actor{bob, carol} {
+		x, err := h.ExplainTo(h.ctx, asker, asker.Name == "carol", "bob", "")
+		wantErr(t, err, nil)
+		if got := x.Entry.Queries[0].Error; got != map[string]string{"bob": "failed", "carol": h.corp.queryErr}[asker.Name] {
+			t.Errorf("%s is told %q", asker.Name, got)
+		}
+	}
 	h.corp.noGroup, h.trail.down = nil, errUnreachable
 	_, err = h.ExplainTo(h.ctx, carol, true, "alice", "")
 	wantErr(t, err, errUnreachable)

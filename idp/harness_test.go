@@ -65,6 +65,8 @@ type people struct {
 	noGroup error             // Groups alone answers it
 	hang    bool              // every call waits for its deadline
 	calls   []string
+
+	queryErr string // of a query that Explain tells of
 }
 
 func (d *people) Name() string    { return d.name }
@@ -156,7 +158,7 @@ func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Expla
 	if err != nil {
 		return directory.Explanation{}, err
 	}
-	x := directory.Explanation{Person: p, Strategy: "walk", Queries: []directory.Query{{Doing: "find the person", Base: "dc=" + d.name, Filter: "(uid=" + loginOrID + ")", Entries: 1}}}
+	x := directory.Explanation{Person: p, Strategy: "walk", Queries: []directory.Query{{Doing: "find the person", Base: "dc=" + d.name, Filter: "(uid=" + loginOrID + ")", Entries: 1, Error: d.queryErr}}}
 	x.Groups, err = d.Groups(ctx, p)
 	return x, err
 }
