@@ -88,6 +88,7 @@ type Parts struct {
 	Groups      LocalGroups
 	Directories []Directory
 	Keys        *Keys
+	Alone       bool // no other node shares Store
 	Log         logrus.FieldLogger
 	Now         func() time.Time // nil: time.Now
 }

@@ -143,6 +143,9 @@ func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Pe
 		try.end(ctx, !errors.As(err, &account))
 		return p, nil, nil, err
 	}
+	if !try.reserved {
+		try.leave()
+	}
 	names, err := s.activeGroups(ctx, d, p)
 	if err != nil {
 		try.end(ctx, false)

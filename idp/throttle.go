@@ -157,6 +157,10 @@ type attempt struct {
 	record   tries
 	revision int64  // of record
 	leave    func() // lets the next one of this node try
+	// reserved: the store knows of the try. Where no other node shares the store,
+	// tries of an account come one by one, and one that follows no wrong password is
+	// not written: a crash can forget that one, which the rule leaves room for.
+	reserved bool
 }
 
 // accountKey is where a person's tries are counted: whatever they typed, for one who
@@ -181,6 +185,9 @@ func (s *Service) reserve(ctx context.Context, d Directory, key string) (*attemp
 	defer cancel()
 	a := &attempt{Service: s, rule: s.rule(ctx, d), id: randomID(), key: key, address: audit.OriginOf(ctx).Address}
 	at := min(freeTries, a.tries)
+	if s.Alone {
+		at = 1 // around the bind alone, see attempt.reserved
+	}
 	if err := s.turns.enter(ctx, key, func() (int, error) { return at, nil }); err != nil {
 		return nil, err
 	}
@@ -208,6 +215,10 @@ func (a *attempt) reserve(ctx context.Context) error {
 		if !busy {
 			a.before = a.record.Wrong
 			a.record.Running[a.id] = now
+			if a.Alone && a.record.Wrong == a.record.Forgiven && len(a.record.Running) == 1 {
+				return nil
+			}
+			a.reserved = true
 			err := a.write(ctx, nil, nil)
 			if err == nil || !raced(err) {
 				return err
@@ -267,6 +278,9 @@ func (a *attempt) write(ctx context.Context, conds []store.Cond, ops []store.Op)
 // If it cannot be written the reservation stays, which counts as well.
 func (a *attempt) end(ctx context.Context, wrong bool) {
 	defer a.leave()
+	if !a.reserved && !wrong {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
 	defer cancel()
 	for race := range maxRaces {
@@ -299,7 +313,11 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 
 // commit makes the changes that a right password leads to, and forgives in the same
 // write the wrong ones that the directory had answered before it.
-func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op) error {
+func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op) (err error) {
+	if !a.reserved {
+		a.revision, err = a.Store.Txn(ctx, conds, ops)
+		return err
+	}
 	for race := 0; ; race++ {
 		if _, running := a.record.Running[a.id]; running {
 			delete(a.record.Running, a.id)

@@ -91,7 +91,7 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("open the signing keys: %w", err)
 	}
 	a.closers = append(a.closers, keys.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Log: log}
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Alone: true, Log: log}
 	for _, d := range dirs {
 		parts.Directories = append(parts.Directories, d)
 	}
