@@ -11,8 +11,11 @@ import (
 	"github.com/go-ldap/ldap/v3"
 )
 
-// trustIdle is how long a connection may wait before it is probed.
-const trustIdle = time.Second
+const (
+	trustIdle    = time.Second      // a connection that waited longer is probed
+	firstRefusal = 30 * time.Second // for which bindDN is not tried again
+	maxRefusal   = 5 * time.Minute
+)
 
 // Bind tries a person's password, on a connection that nothing is searched on.
 // The answer of the first host that takes the request is final, and so is its
@@ -89,6 +92,32 @@ func (c *conn) probe(ctx context.Context, limit time.Duration) error {
 		return nil
 	}
 	c.Close()
+	return err
+}
+
+// bindService binds c as the service account. A refusal is remembered for a
+// while that grows, so that our asking does not lock that account.
+func (d *Directory) bindService(ctx context.Context, c *conn) error {
+	d.mu.Lock()
+	refusal, again := d.refusal, d.refusedUntil
+	d.mu.Unlock()
+	if time.Now().Before(again) {
+		return refusal
+	}
+	err := c.within(ctx, func() error { return c.Conn.Bind(d.cfg.BindDN, d.bindPassword) })
+	no := refused(resultCode(err))
+	if no {
+		err = fmt.Errorf("%w: check directories[%s].bindDN (%s) and its password: %w", errServiceBind, d.cfg.Name, d.cfg.BindDN, err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case no:
+		d.refusalTime = min(max(2*d.refusalTime, firstRefusal), maxRefusal)
+		d.refusal, d.refusedUntil = err, time.Now().Add(d.refusalTime)
+	case err == nil:
+		d.refusalTime = 0
+	}
 	return err
 }
 

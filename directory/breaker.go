@@ -15,12 +15,12 @@ const (
 	firstBackoff = time.Second
 	maxBackoff   = 30 * time.Second
 	checkEvery   = 30 * time.Second // a host that nobody heard of
-	checkTime    = 2 * time.Second
+	checkTime    = 2 * time.Second  // for that, and for DNS
 )
 
 // host is one server of a directory and a circuit breaker for it. A host that
-// failed comes last. One that timed out openAfter times is left alone for a
-// back-off that grows with each failure; then one trial decides.
+// failed comes last; one that timed out openAfter times is left alone for a
+// back-off that grows with each failure, and then one trial decides.
 type host struct {
 	url     string
 	address string // host:port
@@ -37,9 +37,8 @@ type host struct {
 }
 
 func newHost(u *url.URL) *host {
-	port := map[string]string{"ldap": "389", "ldaps": "636"}[u.Scheme]
 	return &host{
-		url: u.String(), address: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), port)),
+		url: u.String(), address: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), map[string]string{"ldap": "389", "ldaps": "636"}[u.Scheme])),
 		name: u.Hostname(), secure: u.Scheme == "ldaps", heard: time.Now(),
 	}
 }
@@ -99,17 +98,19 @@ func (h *host) failed(now time.Time, stalled bool) {
 	h.retry = now.Add(h.backoff)
 }
 
-// blame counts a failure of h, unless it is ours. It says whether another host
-// may be asked.
-func (d *Directory) blame(ctx context.Context, h *host, err error) (next bool) {
+// blame counts a failure of a call to h that began then, unless it is ours or
+// the call came with little time. It says whether another host may be asked.
+func (d *Directory) blame(ctx context.Context, h *host, began time.Time, err error) (next bool) {
 	if errors.Is(err, errServiceBind) || errors.Is(ctx.Err(), context.Canceled) {
 		return false
 	}
-	stalled := isStalled(err)
-	h.failed(time.Now(), stalled)
+	now, stalled := time.Now(), isStalled(err)
 	if stalled { // so would its other connections
 		d.searches.drop(h)
 		d.binds.drop(h)
+	}
+	if !stalled || ctx.Err() == nil || now.Sub(began) >= patience {
+		h.failed(now, stalled)
 	}
 	return !errors.Is(err, errLostBind) && ctx.Err() == nil
 }
@@ -128,11 +129,10 @@ func (d *Directory) watch(ctx context.Context) {
 		if !d.used.Load() {
 			continue
 		}
-		if hosts, err := d.resolve(ctx); err == nil {
-			for _, h := range hosts {
-				if h.due(time.Now()) {
-					d.watching.Go(func() { d.check(ctx, h) })
-				}
+		hosts, _ := d.resolve(ctx) // none while DNS names none
+		for _, h := range hosts {
+			if h.due(time.Now()) {
+				d.watching.Go(func() { d.check(ctx, h) })
 			}
 		}
 	}
@@ -142,6 +142,7 @@ func (d *Directory) watch(ctx context.Context) {
 func (d *Directory) check(ctx context.Context, h *host) {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
+	began := time.Now()
 	err := d.searchAt(ctx, h, patience, func(c *conn) error {
 		_, err := c.search(ctx, rootQuery("1.1"))
 		return err
@@ -149,6 +150,6 @@ func (d *Directory) check(ctx context.Context, h *host) {
 	if answered(err) {
 		h.answered(time.Now())
 	} else {
-		d.blame(ctx, h, err)
+		d.blame(ctx, h, began, err)
 	}
 }

@@ -25,9 +25,6 @@ const (
 	// patience is how long a host may take for one request while another host
 	// that works is left. It keeps a login within a second.
 	patience = 750 * time.Millisecond
-
-	firstRefusal = 30 * time.Second // for which bindDN is not tried again
-	maxRefusal   = 5 * time.Minute
 )
 
 var (
@@ -48,7 +45,7 @@ var (
 type wire struct {
 	net.Conn
 	sent atomic.Int64 // bytes
-	left atomic.Int64 // bytes that may still be read for this request
+	read atomic.Int64 // bytes, for this request
 }
 
 func (w *wire) Write(b []byte) (int, error) {
@@ -58,11 +55,11 @@ func (w *wire) Write(b []byte) (int, error) {
 }
 
 func (w *wire) Read(b []byte) (int, error) {
-	if w.left.Load() <= 0 {
+	if w.read.Load() > maxAnswer {
 		return 0, errTooLong
 	}
 	n, err := w.Conn.Read(b)
-	w.left.Add(-int64(n))
+	w.read.Add(int64(n))
 	return n, err
 }
 
@@ -83,7 +80,7 @@ func (c *conn) within(ctx context.Context, op func() error) error {
 	if limit := time.Now().Add(c.limit); c.limit > 0 && limit.Before(deadline) {
 		deadline = limit
 	}
-	c.raw.left.Store(maxAnswer)
+	c.raw.read.Store(0)
 	c.raw.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, func() { c.raw.SetDeadline(time.Unix(1, 0)) })
 	err := op()
@@ -113,7 +110,6 @@ func (d *Directory) dial(ctx context.Context, h *host) (*conn, error) {
 		return nil, err
 	}
 	raw := &wire{Conn: tcp}
-	raw.left.Store(maxAnswer)
 	config := d.tls.Clone()
 	config.ServerName = h.name
 	stream := net.Conn(raw)
@@ -148,12 +144,12 @@ func (d *Directory) onHosts(ctx context.Context, try func(ctx context.Context, h
 	var all error
 	for i, h := range hosts {
 		err, next := errLeftAlone, true
-		if h.admit(time.Now()) {
+		if began := time.Now(); h.admit(began) {
 			if err = try(ctx, h, share(ctx, hosts[i+1:])); answered(err) {
 				h.answered(time.Now())
 				return err
 			}
-			next = d.blame(ctx, h, err)
+			next = d.blame(ctx, h, began, err)
 		}
 		if err = fmt.Errorf("%s: %w", h.url, err); all != nil {
 			err = fmt.Errorf("%w; %w", all, err)
@@ -215,32 +211,6 @@ func (d *Directory) prepareSearch(ctx context.Context, c *conn) error {
 	}
 	d.learned.CompareAndSwap(nil, s)
 	return nil
-}
-
-// bindService binds c as the service account. A refusal is remembered for a
-// while that grows, so that our asking does not lock that account.
-func (d *Directory) bindService(ctx context.Context, c *conn) error {
-	d.mu.Lock()
-	refusal, again := d.refusal, d.refusedUntil
-	d.mu.Unlock()
-	if time.Now().Before(again) {
-		return refusal
-	}
-	err := c.within(ctx, func() error { return c.Conn.Bind(d.cfg.BindDN, d.bindPassword) })
-	no := refused(resultCode(err))
-	if no {
-		err = fmt.Errorf("%w: check directories[%s].bindDN (%s) and its password: %w", errServiceBind, d.cfg.Name, d.cfg.BindDN, err)
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	switch {
-	case no:
-		d.refusalTime = min(max(2*d.refusalTime, firstRefusal), maxRefusal)
-		d.refusal, d.refusedUntil = err, time.Now().Add(d.refusalTime)
-	case err == nil:
-		d.refusalTime = 0
-	}
-	return err
 }
 
 // do runs op on a connection bound as the service account, on one host after

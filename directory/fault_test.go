@@ -30,7 +30,6 @@ type twoHosts struct {
 	tls           *tls.Config
 	first, second *testenv.LDAPProxy
 	d             *Directory
-	alice         Person
 }
 
 func behindProxies(t testing.TB) *twoHosts {
@@ -437,9 +436,25 @@ func TestSRV(t *testing.T) {
 		t.Errorf("while DNS is down: %q", got)
 	}
 	wantErr(t, "Ping", newSRV(cfg).Ping(t.Context()), ErrUnavailable)
-	asked, fails = nil, nil
+
+	records, fails = []*net.SRV{{Target: "localhost.", Port: uint16(testenv.FreePort(t))}, {Target: "localhost.", Port: port(t, h.second.Address)}}, nil
+	cfg.SRV = "localhost"
+	if _, err := signIn(t.Context(), newSRV(cfg), "pw-alice"); err != nil {
+		t.Errorf("by SRV, the first host dead: %v", err)
+	}
+	records, cfg.SRV = []*net.SRV{{Target: "DC2.corp.example."}}, "corp.example"
+	asked = nil
 	cfg.StartTLS = true
-	if got := urls(newSRV(cfg)); asked[0] != "_ldap._tcp.corp.example" || got[0] != "ldap://dc2.corp.example:1636" {
+	if got := urls(newSRV(cfg)); asked[0] != "_ldap._tcp.corp.example" || got[0] != "ldap://dc2.corp.example:0" {
 		t.Errorf("%q, %q", asked, got)
 	}
+}
+
+func port(t *testing.T, address string) uint16 {
+	t.Helper()
+	a, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint16(a.Port)
 }

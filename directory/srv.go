@@ -15,7 +15,6 @@ import (
 const (
 	maxHosts     = 16 // of an SRV record
 	resolveEvery = time.Minute
-	resolveTime  = 2 * time.Second
 )
 
 // hosts returns the servers, those that answered last time first.
@@ -50,26 +49,25 @@ func (d *Directory) resolve(ctx context.Context) ([]*host, error) {
 	if fresh {
 		return slices.Clone(known), nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, resolveTime)
+	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
-	service, scheme := "ldaps", "ldaps"
+	service := "ldaps"
 	if d.cfg.StartTLS || d.cfg.InsecurePlaintext {
-		service, scheme = "ldap", "ldap"
+		service = "ldap"
 	}
 	_, records, err := d.lookupSRV(ctx, service, "tcp", d.cfg.SRV)
-	found := d.serversOf(records, scheme)
+	found := d.serversOf(records, service)
 	if err == nil && len(found) == 0 {
 		err = errors.New("it names no host in that domain")
 	}
 	if err != nil && len(known) == 0 {
 		return nil, fmt.Errorf("%w: look up the SRV record _%s._tcp.%s: %w", ErrUnavailable, service, d.cfg.SRV, err)
+	} else if err != nil {
+		found = known
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.resolved = time.Now()
-	if err != nil {
-		return slices.Clone(d.known), nil
-	}
 	for i, h := range found {
 		if at := slices.IndexFunc(d.known, func(k *host) bool { return k.url == h.url }); at >= 0 {
 			found[i] = d.known[at]
@@ -84,9 +82,10 @@ func (d *Directory) resolve(ctx context.Context) ([]*host, error) {
 // choose where passwords go.
 func (d *Directory) serversOf(records []*net.SRV, scheme string) []*host {
 	var found []*host
+	domain := "." + strings.ToLower(d.cfg.SRV)
 	for _, r := range records {
 		target := strings.ToLower(strings.TrimSuffix(r.Target, "."))
-		if strings.HasSuffix(target, "."+strings.ToLower(d.cfg.SRV)) && len(found) < maxHosts {
+		if strings.HasSuffix("."+target, domain) && len(found) < maxHosts {
 			found = append(found, newHost(&url.URL{Scheme: scheme, Host: net.JoinHostPort(target, strconv.Itoa(int(r.Port)))}))
 		}
 	}

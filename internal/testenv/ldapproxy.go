@@ -317,10 +317,7 @@ func readMessage(in *bufio.Reader) ([]byte, error) {
 		}
 		head, length = append(head, long[8-more:]...), binary.BigEndian.Uint64(long[:])
 	}
-	if length > 1<<26 {
-		return nil, fmt.Errorf("a message of %d bytes", length)
-	}
-	m := append(head, make([]byte, length)...)
-	_, err := io.ReadFull(in, m[len(head):])
-	return m, err
+	m := bytes.NewBuffer(head)
+	_, err := io.CopyN(m, in, int64(length))
+	return m.Bytes(), err
 }
