@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -205,9 +204,6 @@ func (d *Directory) trace(ctx context.Context, s *schema, p Person, found []*lda
 		level[foldDN(dn)] = nil
 	}
 	for _, e := range found {
-		if err := whole(e); err != nil {
-			return nil, err
-		}
 		entries[foldDN(e.DN)] = e
 		if isGroup(e, p.primaryGroup) {
 			level[foldDN(e.DN)] = nil
@@ -253,15 +249,4 @@ func (d *Directory) climb(ctx context.Context, s *schema, entries map[string]*ld
 		}
 	}
 	return reached, above
-}
-
-// whole refuses an entry of which Active Directory sent an attribute in part:
-// over 1,500 values come in ranges.
-func whole(e *ldap.Entry) error {
-	for _, a := range e.Attributes {
-		if strings.Contains(strings.ToLower(a.Name), ";range=") {
-			return fmt.Errorf("%w: %s is in more groups than the server shows at once", ErrUnusable, e.DN)
-		}
-	}
-	return nil
 }

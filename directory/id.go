@@ -84,6 +84,42 @@ func decodeSID(raw []byte) (string, error) {
 // foldDN returns a form of dn that is equal for DNs that name one entry, as far
 // as case and spelling go.
 func foldDN(dn string) string {
+	if plainDN(dn) {
+		return strings.ToLower(dn)
+	}
+	return foldAnyDN(dn)
+}
+
+// plainDN says whether dn is ASCII without escapes, several values in one RDN,
+// or space beside a separator, as nearly all are. Such a DN is folded by its case
+// alone, which is much of the work of finding groups.
+func plainDN(dn string) bool {
+	before, equals := byte(','), 0
+	for i := range len(dn) {
+		c := dn[i]
+		switch {
+		case c < ' ' || c > '~' || strings.IndexByte(`\"#+;<>`, c) >= 0:
+			return false
+		case c == '=':
+			if equals++; equals > 1 || before == ',' {
+				return false
+			}
+		case c == ',':
+			if equals != 1 {
+				return false
+			}
+			equals = 0
+		}
+		separates := c == ',' || c == '='
+		if separates && (before == ' ' || before == '=') || c == ' ' && (before == ',' || before == '=') {
+			return false
+		}
+		before = c
+	}
+	return equals == 1 && before != ' ' && before != '='
+}
+
+func foldAnyDN(dn string) string {
 	parsed, err := ldap.ParseDN(dn)
 	if err != nil {
 		return strings.ToLower(clean(dn))

@@ -262,9 +262,6 @@ func (p *Person) readActiveDirectory(e *ldap.Entry, now time.Time) error {
 		p.State = Active
 	}
 	p.PasswordChanged = filetime(changed)
-	if err := whole(e); err != nil {
-		return err
-	}
 	p.memberOf = e.GetEqualFoldAttributeValues("memberOf")
 	if primary, ok := number(e, "primaryGroupID"); ok {
 		sid, err := decodeSID(e.GetEqualFoldRawAttributeValue("objectSid"))
