@@ -1,6 +1,7 @@
 package directory
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -17,10 +19,17 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-const (
-	operations = 200 // sign-ins for each fault
-	boundaries = 10  // of messages, at which it strikes
-)
+const boundaries = 10 // of messages, at which a fault strikes
+
+// operations is how often people sign in for each fault.
+func operations(t *testing.T) int {
+	t.Helper()
+	n, err := strconv.Atoi(cmp.Or(os.Getenv("TABARD_SOAK_LOGINS"), "200"))
+	if err != nil {
+		t.Fatalf("TABARD_SOAK_LOGINS: %v", err)
+	}
+	return n
+}
 
 // twoHosts is a slapd behind two proxies that speak TLS, and what reads it
 // through them.
@@ -112,7 +121,7 @@ func TestOneHostFails(t *testing.T) {
 			}
 			first.Fail(fault)
 			lost := 0
-			for i := range operations / boundaries {
+			for i := range operations(t) / boundaries {
 				began := time.Now()
 				_, err := signIn(t.Context(), d, "pw-alice")
 				if !wantClean(t, "sign in", err, nil) {
@@ -174,7 +183,7 @@ func TestOnlyHostFails(t *testing.T) {
 					fault.After, fault.Delay = round, 10*time.Millisecond
 					p.Fail(fault)
 					d := h.open(t, p)
-					right += signInsAtOnce(t, d, operations/(2*boundaries))
+					right += signInsAtOnce(t, d, operations(t)/(2*boundaries))
 					p.Fail(testenv.LDAPFault{})
 					p.CloseAll()
 					if round == boundaries {
@@ -183,7 +192,7 @@ func TestOnlyHostFails(t *testing.T) {
 					d.Close()
 					wantClosed(t, p)
 				}
-				t.Logf("%d of %d had the right answer", right, operations)
+				t.Logf("%d of %d had the right answer", right, operations(t))
 				if fault.Kind == testenv.Slow && right == 0 {
 					t.Error("nobody got in")
 				}
@@ -254,6 +263,55 @@ func sockets(t *testing.T) (n int) {
 		}
 	}
 	return n
+}
+
+// TestOpenBreaker: calls do not wait for a host that is known to be silent, and
+// it is found again without one.
+func TestOpenBreaker(t *testing.T) {
+	h := behindProxies(t)
+	d := h.open(t, h.first)
+	mustFind(t, d, "alice")
+	h.first.Fail(testenv.LDAPFault{Kind: testenv.BlackHole})
+	for range openAfter {
+		ctx, cancel := context.WithTimeout(t.Context(), patience+50*time.Millisecond)
+		_, err := d.Find(ctx, "alice")
+		cancel()
+		wantErr(t, "while the breaker is closed", err, ErrUnavailable)
+	}
+	_, err := d.Find(t.Context(), "alice")
+	wantErr(t, "while it is open", err, errLeftAlone)
+	wantErr(t, "while it is open", err, ErrUnavailable)
+	h.first.Fail(testenv.LDAPFault{})
+	waitFor(t, "a health check to find the host", d.known[0].healthy)
+	mustFind(t, d, "alice")
+}
+
+// TestLateCall: one that comes with little time left says nothing of the host.
+func TestLateCall(t *testing.T) {
+	h := behindProxies(t)
+	mustFind(t, h.d, "alice")
+	h.first.Fail(testenv.LDAPFault{Kind: testenv.BlackHole})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	d := h.open(t, h.first)
+	_, err := d.Find(ctx, "alice")
+	wantErr(t, "Find", err, ErrUnavailable)
+	if !d.known[0].healthy() {
+		t.Error("the host is blamed")
+	}
+}
+
+func TestIdleConnectionsEnd(t *testing.T) {
+	h := behindProxies(t)
+	d := h.open(t, h.first)
+	d.searches.idle, d.binds.idle = 50*time.Millisecond, 50*time.Millisecond
+	if _, err := signIn(t.Context(), d, "pw-alice"); err != nil {
+		t.Fatal(err)
+	}
+	wantClosed(t, h.first)
+	if _, err := signIn(t.Context(), d, "pw-alice"); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWrongCertificateOfOneHost(t *testing.T) {
