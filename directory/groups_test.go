@@ -6,6 +6,9 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/go-ldap/ldap/v3"
 
 	"github.com/tabard-id/tabard/internal/testenv"
 )
@@ -148,5 +151,52 @@ func TestRename(t *testing.T) {
 		if err := cfg.Validate(); err == nil || !strings.Contains(err.Error(), "directories[corp].groups.rename[0]") {
 			t.Errorf("%+v: %v", bad, err)
 		}
+	}
+}
+
+// TestNewKindOfGroup: the first group with another attribute for its members is
+// seen when the time to look again has come.
+func TestNewKindOfGroup(t *testing.T) {
+	s := testenv.StartSlapd(t)
+	s.AddLDIF(t, testenv.SampleLDIF())
+	d := open(t, slapdConfig(s))
+	wantGroups(t, d, "alice", "corp:all-devs", "corp:devs")
+	if d.members.until.IsZero() || !reflect.DeepEqual(d.members.known, []string{"member"}) {
+		t.Errorf("in use: %q", d.members.known)
+	}
+	s.AddLDIF(t, "dn: cn=unique,ou=groups,dc=example,dc=org\nobjectClass: groupOfUniqueNames\nuniqueMember: cn=all-devs,ou=groups,dc=example,dc=org\n\n"+
+		"dn: cn=posix,ou=groups,dc=example,dc=org\nobjectClass: posixGroup\ngidNumber: 1\nmemberUid: alice\n\n")
+	if left := time.Until(d.members.until); left > time.Minute {
+		t.Errorf("a new kind is seen in %s", left)
+	}
+	d.members.until = time.Time{}
+	wantGroups(t, d, "alice", "corp:all-devs", "corp:devs", "corp:posix", "corp:unique")
+}
+
+func TestSIDCache(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	users := ldap.NewEntry("CN=Users", map[string][]string{"objectSid": {string([]byte{1, 2, 0, 0, 0, 0, 0, 5, 32, 0, 0, 0, 0x21, 2, 0, 0})}})
+	sids := []string{"S-1-5-32-545", "S-1-5-32-1"}
+	c := &sidCache{}
+	want := func(what string, at time.Time, found, missing int) {
+		t.Helper()
+		f, m := c.get(sids, at)
+		if len(f) != found || len(m) != missing {
+			t.Errorf("%s: found %v, missing %q", what, f, m)
+		}
+	}
+	want("empty", now, 0, 2)
+	c.put(sids, []*ldap.Entry{users}, now)
+	want("one is a group", now.Add(sidsKept-1), 1, 0)
+	want("old", now.Add(sidsKept), 0, 2)
+	for i := range maxSIDs / 1000 {
+		var many []string
+		for j := range 1000 {
+			many = append(many, fmt.Sprintf("S-1-%d-%d", i, j))
+		}
+		c.put(many, nil, now)
+	}
+	if len(c.entries) > maxSIDs {
+		t.Errorf("holds %d", len(c.entries))
 	}
 }

@@ -238,6 +238,29 @@ func groupsInAD(t *testing.T, s *testenv.Samba) {
 			}
 		}
 	})
+	t.Run("no tokenGroups are no answer", func(t *testing.T) {
+		d := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = NestedTokenGroups }))
+		p := mustFind(t, d, "jane")
+		p.DN = "OU=People," + s.BaseDN // has none, as a person has for an account that may not read them
+		if groups, err := d.Groups(t.Context(), p); err == nil || groups != nil || !strings.Contains(err.Error(), "tokenGroups is empty") {
+			t.Errorf("%v, %v", groups, err)
+		}
+	})
+	t.Run("an ended membership counts at once", func(t *testing.T) {
+		s.AddLDIF(t, adGroup("brief", "-2147483646", "Jane (Admin),OU=People"))
+		for _, nested := range []Nested{NestedInChain, NestedTokenGroups, NestedWalk} {
+			d := open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested, c.Groups.Include = nested, []string{"brief"} }))
+			wantGroups(t, d, "jane", "corp:brief")
+			member := func(change string) {
+				s.AddLDIF(t, "dn: CN=brief,OU=Groups,"+s.BaseDN+"\nchangetype: modify\n"+change+": member\nmember: CN=Jane (Admin),OU=People,"+s.BaseDN+"\n\n")
+			}
+			member("delete")
+			wantGroups(t, d, "jane")
+			member("add")
+			wantGroups(t, d, "jane", "corp:brief")
+		}
+		s.AddLDIF(t, "dn: CN=brief,OU=Groups,"+s.BaseDN+"\nchangetype: delete\n\n")
+	})
 	t.Run("a way through a distribution list is none", func(t *testing.T) {
 		s.AddLDIF(t, adGroup("behind-list", "-2147483640", "list,OU=Groups"))
 		for _, nested := range []Nested{NestedInChain, NestedTokenGroups, NestedWalk} {

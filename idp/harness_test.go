@@ -53,6 +53,7 @@ type entry struct {
 	groups   []string
 	findErr  error // what looking the person up answers instead
 	bindErr  error // what a bind with the right password answers
+	unlocks  bool  // a right password ends its lock, as in OpenLDAP
 }
 
 // people is a directory in memory that can fail.
@@ -118,6 +119,9 @@ func (d *people) Bind(ctx context.Context, dn, password string) error {
 	e := d.by(func(e *entry) bool { return e.DN == dn })
 	if e == nil || e.password != password {
 		return fmt.Errorf("ldap://10.1.2.3: %w", directory.ErrInvalidCredentials)
+	}
+	if e.unlocks {
+		e.State = directory.Active
 	}
 	return e.bindErr
 }

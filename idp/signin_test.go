@@ -19,6 +19,10 @@ func TestSignInTable(t *testing.T) {
 	h.corp.entries["off"].State = directory.Disabled
 	h.hire(h.corp, "mustchange", "00000000-0000-4000-8000-000000000011")
 	h.corp.entries["mustchange"].bindErr = &directory.AccountError{State: directory.MustChange}
+	for i, login := range []string{"locked", "was locked"} {
+		h.hire(h.corp, login, fmt.Sprintf("00000000-0000-4000-8000-00000000003%d", i))
+		h.corp.entries[login].State, h.corp.entries[login].unlocks = directory.Locked, login != "locked"
+	}
 	h.hire(h.corp, "two", "00000000-0000-4000-8000-000000000012")
 	h.corp.entries["two"].findErr = directory.ErrAmbiguous
 	h.hire(h.corp, "odd", "00000000-0000-4000-8000-000000000013")
@@ -45,6 +49,9 @@ func TestSignInTable(t *testing.T) {
 		{"disabled, wrong password", "off", "wrong", "", ErrCredentials, nil, "denied login or password wrong"},
 		{"disabled, right password", "off", password, "", nil, &account, "denied account is disabled"},
 		{"must change", "mustchange", password, "", nil, &account, "denied account is must-change"},
+		{"locked", "locked", password, "", nil, &account, "denied account is locked"},
+		{"lock that is over, wrong password", "was locked", "wrong", "", ErrCredentials, nil, "denied login or password wrong"},
+		{"lock that is over", "was locked", password, "", nil, nil, "done"},
 		{"ambiguous in one directory", "two", password, "", ErrCredentials, nil, "denied login or password wrong"},
 		{"entry cannot be used", "odd", password, "", ErrCredentials, nil, "denied login or password wrong"},
 		{"in two directories", "twin", password, "", nil, &choose, ""},
