@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -101,6 +102,8 @@ type Service struct {
 	seals   *sealer
 	pace    *pacer
 	turns   *turns
+
+	mustReserve atomic.Bool // see attempt.mayForget
 }
 
 // New returns a Service. cfg must have passed Validate, and there must be a

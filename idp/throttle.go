@@ -215,7 +215,7 @@ func (a *attempt) reserve(ctx context.Context) error {
 		if !busy {
 			a.before = a.record.Wrong
 			a.record.Running[a.id] = now
-			if a.Alone && a.record.Wrong == a.record.Forgiven && len(a.record.Running) == 1 {
+			if a.mayForget() && a.record.Wrong == a.record.Forgiven && len(a.record.Running) == 1 {
 				return nil
 			}
 			a.reserved = true
@@ -227,6 +227,13 @@ func (a *attempt) reserve(ctx context.Context) error {
 		breathe(ctx, race)
 	}
 	return &TooManyError{crowded}
+}
+
+// mayForget reports whether a try may do without a reservation. A rule of fewer tries
+// has no room for a forgotten one, and a store that failed once to write one down is
+// asked before each try from then on.
+func (a *attempt) mayForget() bool {
+	return a.Alone && a.tries >= freeTries && !a.mustReserve.Load()
 }
 
 // raced reports whether a write has to be looked at again.
@@ -284,7 +291,7 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
 	defer cancel()
 	for race := range maxRaces {
-		if _, running := a.record.Running[a.id]; !running {
+		if _, running := a.record.Running[a.id]; !running && a.reserved {
 			return // counted by another node that saw no outcome in time
 		}
 		var conds []store.Cond
@@ -305,7 +312,10 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 			err = a.read(ctx)
 		}
 		if err != nil {
-			a.Log.WithError(err).Warn("the outcome of a sign-in was not written: it counts as a wrong password of the account")
+			if !a.reserved {
+				a.mustReserve.Store(true)
+			}
+			a.Log.WithError(err).Warn("the outcome of a sign-in was not written: if it was reserved it counts as a wrong password of the account")
 			return
 		}
 	}
