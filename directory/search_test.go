@@ -43,6 +43,7 @@ func startWindows(t *testing.T, w *windows) *windows {
 	go func() { done <- s.Run(address) }()
 	waitFor(t, "the server", s.Ready)
 	t.Cleanup(func() {
+		w.binds.Load() // orders gldap's count of connections before its wait for them
 		s.Stop()
 		<-done
 	})
