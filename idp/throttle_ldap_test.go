@@ -134,10 +134,15 @@ func BenchmarkRefusalTiming(b *testing.B) {
 }
 
 // BenchmarkSignIn is a whole sign-in, as far as the code, by people of a directory
-// in memory.
+// in memory: with a store that other nodes may share, and alone.
 func BenchmarkSignIn(b *testing.B) {
-	h := newHouse(b)
-	for b.Loop() {
-		h.code("alice", "kubernetes")
+	for name, alone := range map[string]bool{"shared": false, "alone": true} {
+		b.Run(name, func(b *testing.B) {
+			h := newHouse(b)
+			h.Alone = alone
+			for b.Loop() {
+				h.code("alice", "kubernetes")
+			}
+		})
 	}
 }
