@@ -18,16 +18,21 @@ const (
 )
 
 // Bind tries a person's password, on a connection that nothing is searched on.
-// The answer of the first host that takes the request is final, and so is its
-// silence. It fails with ErrInvalidCredentials, with an *AccountError when the
-// password was right but the account may not be used, or with ErrUnavailable.
+// The answer of the first host that takes the request is final. It fails with
+// ErrInvalidCredentials, with an *AccountError when the password was right but the
+// account may not be used, or with ErrUnavailable; with ErrLost as well when the
+// host fell silent and another one can be asked.
 func (d *Directory) Bind(ctx context.Context, dn, password string) error {
 	if dn == "" || password == "" {
 		return ErrInvalidCredentials // an empty password is an anonymous bind, which succeeds
 	}
 	ctx, cancel := budget(ctx)
 	defer cancel()
-	if err := d.bind(ctx, dn, password); err != nil {
+	err := d.bind(ctx, dn, password)
+	if errors.Is(err, ErrLost) && !d.several() {
+		err = fmt.Errorf("%w: %v", ErrUnavailable, err) // there is nobody else to ask
+	}
+	if err != nil {
 		return d.failed("bind a person", err)
 	}
 	return nil
@@ -64,7 +69,7 @@ func (d *Directory) bindAt(ctx context.Context, h *host, limit time.Duration, re
 				return nil, err
 			}
 		}
-		c.limit = 0 // this is not asked twice, so it may take all the time there is
+		c.limit = d.bindTime(ctx)
 		before := c.raw.sent.Load()
 		var res *ldap.SimpleBindResult
 		err = c.within(ctx, func() (err error) { res, err = c.SimpleBind(req); return err })
@@ -74,13 +79,30 @@ func (d *Directory) bindAt(ctx context.Context, h *host, limit time.Duration, re
 		}
 		c.Close()
 		if c.raw.sent.Load() != before {
-			return nil, fmt.Errorf("%w: %w", errLostBind, err)
+			return nil, fmt.Errorf("%w: %w", ErrLost, err)
 		}
 		if !c.reused || ctx.Err() != nil {
 			return nil, err
 		}
 		c = nil
 	}
+}
+
+// bindTime is how long an answer to a bind may take: all the time there is, but
+// half of it where another host can be asked after this one.
+func (d *Directory) bindTime(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	if !d.several() {
+		return time.Until(deadline)
+	}
+	return time.Until(deadline) / 2
+}
+
+// several says whether more than one host is known.
+func (d *Directory) several() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.known) > 1
 }
 
 // probe asks whether the server still has the connection, which it may have

@@ -112,7 +112,7 @@ func (d *Directory) blame(ctx context.Context, h *host, began time.Time, err err
 	if !stalled || ctx.Err() == nil || now.Sub(began) >= patience {
 		h.failed(now, stalled)
 	}
-	return !errors.Is(err, errLostBind) && ctx.Err() == nil
+	return !errors.Is(err, ErrLost) && ctx.Err() == nil
 }
 
 // watch checks hosts that failed, so that no call has to, and those that nobody

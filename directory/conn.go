@@ -31,10 +31,7 @@ var (
 	// errServiceBind: the server refused bindDN's password. No other host is
 	// tried, so that a wrong password does not lock that account.
 	errServiceBind = errors.New("bindDN and its password were refused")
-	// errLostBind: a person's password was sent and no answer came. It is not
-	// sent again, so that a wrong one does not count twice.
-	errLostBind = errors.New("the answer to a bind was lost")
-	errStalled  = errors.New("no answer in time")
+	errStalled     = errors.New("no answer in time")
 	// errConnect wraps what happens before the request itself.
 	errConnect   = errors.New("connect")
 	errLeftAlone = errors.New("did not answer lately and is left alone for a while")

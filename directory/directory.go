@@ -34,6 +34,10 @@ var (
 	ErrInvalidCredentials = errors.New("invalid credentials")
 	// ErrUnavailable: no host of the directory gave an answer in time.
 	ErrUnavailable = errors.New("directory unavailable")
+	// ErrLost: a password was sent and no answer came. Bind does not send it again,
+	// because the directory may count a wrong one twice; who calls Bind again reaches
+	// another host, where there is one. It comes with ErrUnavailable.
+	ErrLost = errors.New("the answer to a bind was lost")
 	// ErrUnusable: the person's entry lacks what a token needs, or holds what no
 	// token may hold.
 	ErrUnusable = errors.New("entry cannot be used")

@@ -125,7 +125,7 @@ func TestOneHostFails(t *testing.T) {
 				began := time.Now()
 				_, err := signIn(t.Context(), d, "pw-alice")
 				if !wantClean(t, "sign in", err, nil) {
-					if lost++; !errors.Is(err, errLostBind) {
+					if lost++; !errors.Is(err, ErrLost) {
 						t.Errorf("sign-in %d: %v", i, err)
 					}
 				}

@@ -131,16 +131,15 @@ func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Pe
 	if err != nil {
 		return p, nil, nil, err
 	}
-	try, err := s.reserve(ctx, d, s.accountKey(p, c.Login))
-	if err != nil {
-		return p, nil, nil, err
-	}
 	ctx, cancel := context.WithTimeout(ctx, loginBudget)
 	defer cancel()
-	if err := checkPassword(ctx, d, p, c.Password); err != nil {
-		// Without an answer the directory may have counted it: so do we.
-		var account *directory.AccountError
-		try.end(ctx, !errors.As(err, &account))
+	try, err := s.try(ctx, d, p, c)
+	if errors.Is(err, directory.ErrLost) { // counted; another host may hear a second one
+		if again, second := s.try(ctx, d, p, c); !errors.Is(second, ErrTooMany) {
+			try, err = again, second
+		}
+	}
+	if err != nil {
 		return p, nil, nil, err
 	}
 	if !try.reserved {
@@ -152,6 +151,21 @@ func (s *Service) authenticate(ctx context.Context, c Credentials) (directory.Pe
 		return p, nil, nil, err
 	}
 	return p, names, try, nil
+}
+
+// try binds with the password as one reserved try. One that comes without an answer
+// counts, because the directory may have counted it.
+func (s *Service) try(ctx context.Context, d Directory, p directory.Person, c Credentials) (*attempt, error) {
+	try, err := s.reserve(ctx, d, s.accountKey(p, c.Login))
+	if err != nil {
+		return nil, err
+	}
+	if err := checkPassword(ctx, d, p, c.Password); err != nil {
+		var account *directory.AccountError
+		try.end(ctx, !errors.As(err, &account))
+		return nil, err
+	}
+	return try, nil
 }
 
 // checkPassword binds as p, or as nobody where p was not found.

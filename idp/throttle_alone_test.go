@@ -1,7 +1,9 @@
 package idp
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -98,5 +100,42 @@ func TestThrottleAloneWithFaults(t *testing.T) {
 	n := h.writes("throttle")
 	if h.code("alice", "kubernetes"); *n != 2 {
 		t.Errorf("%d writes where nothing may be forgotten", *n)
+	}
+}
+
+// forgetful loses the answers to some binds, as a host that dies does.
+type forgetful struct {
+	*strict
+	lose int
+}
+
+func (d *forgetful) Bind(ctx context.Context, dn, password string) error {
+	err := d.strict.Bind(ctx, dn, password)
+	if d.lose == 0 {
+		return err
+	}
+	d.lose--
+	return fmt.Errorf("%w: %w", directory.ErrUnavailable, directory.ErrLost)
+}
+
+// A login whose host dies under it goes on at another one. The lost try counts like
+// any other, so the account stays below the directory's threshold.
+func TestLostBind(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		h, counts, _ := guarded(t, threshold5, 1)
+		d := &forgetful{strict: counts, lose: 1}
+		h.Alone, h.Directories = alone, []Directory{d, h.lab}
+		h.must(h.guess("alice", password))
+		if n := d.arrived(); n != 2 {
+			t.Errorf("%d binds for a right password whose first answer was lost", n)
+		}
+		d.lose = 1
+		wantErr(t, h.guess("alice", "wrong"), ErrCredentials)
+		d.lose = 1
+		wantErr(t, h.guess("alice", "wrong"), ErrUnavailable) // the third one, and no fourth
+		wantErr(t, h.guess("alice", password), ErrTooMany)
+		if n := d.arrived(); n != 3 || d.worst != 3 {
+			t.Errorf("alone %v: %d binds with wrong passwords, %d counted at once", alone, n, d.worst)
+		}
 	}
 }
