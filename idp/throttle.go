@@ -39,8 +39,9 @@ const (
 	crowded   = time.Second
 )
 
-// unreadLockout stands for a policy that the directory does not show.
-var unreadLockout = directory.Lockout{Threshold: 5, Window: 15 * time.Minute}
+// unreadLockout stands for a policy that the directory does not show. Most such
+// directories have none: OpenLDAP without one looks the same as one that hides it.
+var unreadLockout = directory.Lockout{Threshold: 10, Window: 15 * time.Minute}
 
 // rule is how many wrong passwords an account may have, none of them a whole window
 // after the one before. After so many the window has to pass without a try, because

@@ -127,7 +127,7 @@ func TestThrottleRule(t *testing.T) {
 		{directory.Lockout{Threshold: 5, Window: time.Hour}, nil, 9, rule{3, time.Hour}}, // the directory knows better
 		{directory.Lockout{}, nil, 0, rule{10, 15 * time.Minute}},
 		{directory.Lockout{}, nil, 20, rule{20, 15 * time.Minute}},
-		{directory.Lockout{}, unread, 0, rule{3, 15 * time.Minute}},
+		{directory.Lockout{}, unread, 0, rule{8, 15 * time.Minute}},
 		{directory.Lockout{}, unread, 8, rule{8, 15 * time.Minute}},
 	} {
 		h, d, _ := guarded(t, c.lockout, 1, func(cfg *Config) { cfg.Throttle.AccountTries = c.tries })
