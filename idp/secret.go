@@ -57,6 +57,15 @@ func newSealer(secret []byte) (*sealer, error) {
 	return s, nil
 }
 
+// key is the key of a purpose. An unknown one would silently be no key at all.
+func (s *sealer) key(purpose string) []byte {
+	k, ok := s.keys[purpose]
+	if !ok {
+		panic("no key for " + purpose)
+	}
+	return k
+}
+
 // seal returns v as JSON under XChaCha20-Poly1305, whose long nonce may be random
 // without a limit that matters, base64url without padding.
 func (s *sealer) seal(purpose string, v any) (string, error) {
@@ -64,7 +73,7 @@ func (s *sealer) seal(purpose string, v any) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
-	aead, err := chacha20poly1305.NewX(s.keys[purpose])
+	aead, err := chacha20poly1305.NewX(s.key(purpose))
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
@@ -82,7 +91,7 @@ func (s *sealer) open(purpose, sealed string, v any) error {
 	if err != nil || len(b) < chacha20poly1305.NonceSizeX {
 		return errSealed
 	}
-	aead, err := chacha20poly1305.NewX(s.keys[purpose])
+	aead, err := chacha20poly1305.NewX(s.key(purpose))
 	if err != nil {
 		return errSealed
 	}
@@ -101,7 +110,7 @@ var errSealed = errors.New("not sealed by this server")
 
 // mac is HMAC-SHA256 over parts that are told apart by their lengths.
 func (s *sealer) mac(purpose string, parts ...string) []byte {
-	h := hmac.New(sha256.New, s.keys[purpose])
+	h := hmac.New(sha256.New, s.key(purpose))
 	for _, p := range parts {
 		fmt.Fprintf(h, "%d:%s", len(p), p)
 	}

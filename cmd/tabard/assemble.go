@@ -141,11 +141,11 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.Field
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
+	paths := provider.Paths()
 	app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch routeClass(r.URL.Path) {
-		case "discovery", "keys", "authorize", "token", "userinfo", "device_authorization", "revoke", "introspect", "logout":
+		if slices.Contains(paths, r.URL.Path) {
 			endpoints.ServeHTTP(w, r)
-		default:
+		} else {
 			a.site.ServeHTTP(w, r)
 		}
 	})
