@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"reflect"
 	"runtime"
 	"strings"
 	"time"
@@ -129,19 +130,40 @@ func (w Ways) terminal(ctx context.Context, tty *os.File) Asker {
 	}
 }
 
-// password reads without echo, and gives the echo back also when ctx ends first.
+// password reads without echo, and gives the echo back also when ctx ends first. It
+// asks once the echo is off: what is typed or interrupted before that would be shown,
+// or would leave the terminal without echo.
 func (w Ways) password(ctx context.Context, fd int) (string, error) {
 	before, err := term.GetState(fd)
 	if err != nil {
 		return "", fmt.Errorf("read the password: %w", err)
 	}
-	fmt.Fprint(w.Out, "Password: ")
-	b, err := ask(ctx, func() ([]byte, error) { return term.ReadPassword(fd) })
+	asked := make(chan struct{})
+	b, err := ask(ctx, func() ([]byte, error) {
+		go func() {
+			defer close(asked)
+			untilChanged(fd, before)
+			fmt.Fprint(w.Out, "Password: ")
+		}()
+		return term.ReadPassword(fd)
+	})
+	<-asked
 	fmt.Fprintln(w.Out)
 	if ctx.Err() != nil {
 		return "", errors.Join(err, term.Restore(fd, before))
 	}
 	return string(b), err
+}
+
+// untilChanged waits until the terminal's settings differ, for a second at most: they
+// may have been the wanted ones before.
+func untilChanged(fd int, before *term.State) {
+	for range 1000 {
+		if now, err := term.GetState(fd); err != nil || !reflect.DeepEqual(before, now) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // ask waits for read, but no longer than ctx. A read that nobody answers ends with

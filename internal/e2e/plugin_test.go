@@ -470,7 +470,6 @@ func (p *person) script(line string, rounds ...map[string]string) string {
 			if strings.HasSuffix(shown.String()[since:], prompt) {
 				delete(rounds[0], prompt)
 				since = shown.Len()
-				time.Sleep(200 * time.Millisecond) // a person is not faster than the echo goes off
 				_, _ = io.WriteString(in, answer)
 			}
 		}
