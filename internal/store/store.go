@@ -106,6 +106,11 @@ type Store interface {
 	// and starts again. ErrCompacted if after is too old.
 	Watch(ctx context.Context, prefix string, after int64) (<-chan Batch, error)
 
+	// Dump calls fn for every live entry as of one moment, in order of their keys, and
+	// returns the store's revision of that moment. An entry's value is fn's to keep.
+	// Writes go on meanwhile. It ends with the first error of fn, or when ctx ends.
+	Dump(ctx context.Context, fn func(Entry) error) (int64, error)
+
 	// Close ends all watches and waits for writes under way; what is called later
 	// answers ErrClosed. Closing again is no error.
 	Close() error

@@ -9,7 +9,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -200,30 +199,30 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64) (<-chan s
 	return ch, nil
 }
 
-// Backup writes the store as of one moment to w, as a file that Open opens. Writes
-// go on meanwhile.
-func (s *Store) Backup(ctx context.Context, w io.Writer) error {
+// Dump implements store.Store. A long one keeps the pages that writes free meanwhile,
+// so that the file grows.
+func (s *Store) Dump(ctx context.Context, fn func(store.Entry) error) (int64, error) {
+	var revision int64
 	err := s.view(ctx, func(tx *bbolt.Tx) error {
-		_, err := tx.WriteTo(ctxWriter{ctx, w})
-		return cmp.Or(ctx.Err(), err) // bbolt's error does not wrap
+		revision = revisionOf(tx)
+		now := s.cfg.Now()
+		c := tx.Bucket(recordsBucket).Cursor()
+		for k, v := c.First(); k != nil; k, v = c.Next() {
+			e := decode(string(k), v)
+			if !live(e, now) {
+				continue
+			}
+			e.Value = bytes.Clone(e.Value)
+			if err := cmp.Or(ctx.Err(), fn(e)); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("back up store %s: %w", s.cfg.Path, err)
+		return 0, fmt.Errorf("dump store %s: %w", s.cfg.Path, err)
 	}
-	return nil
-}
-
-// ctxWriter stops a long copy when ctx ends.
-type ctxWriter struct {
-	ctx context.Context
-	w   io.Writer
-}
-
-func (c ctxWriter) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.w.Write(p)
+	return revision, nil
 }
 
 // A record is the revision and the expiry (Unix microseconds, 0 for never), each 8
