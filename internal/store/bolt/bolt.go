@@ -4,7 +4,6 @@ package bolt
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -213,7 +212,10 @@ func (s *Store) Dump(ctx context.Context, fn func(store.Entry) error) (int64, er
 				continue
 			}
 			e.Value = bytes.Clone(e.Value)
-			if err := cmp.Or(ctx.Err(), fn(e)); err != nil {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := fn(e); err != nil {
 				return err
 			}
 		}

@@ -18,8 +18,9 @@ type Faulty struct {
 }
 
 // Hook is asked about each call with the keys it is about: those of the changes of
-// a Txn, the key of a Get, the prefix of a List or Watch. Its error, if any, is
-// what the call fails with. It may be called by many goroutines at once.
+// a Txn, the key of a Get, the prefix of a List or Watch; of a Dump "" and then, one
+// by one, the key of each entry. Its error, if any, is what the call fails with. It
+// may be called by many goroutines at once.
 type Hook func(keys []string) error
 
 // NewFaulty wraps s.
@@ -33,7 +34,7 @@ func (f *Faulty) Before(h Hook) { f.set(&f.before, h) }
 // store.ErrUnknown with the hook's error.
 func (f *Faulty) After(h Hook) { f.set(&f.after, h) }
 
-// Read sets what fails Get, List and Watch.
+// Read sets what fails Get, List, Watch and Dump.
 func (f *Faulty) Read(h Hook) { f.set(&f.read, h) }
 
 // Times is a Hook that fails the next n calls with err, and none after.
@@ -107,4 +108,17 @@ func (f *Faulty) Watch(ctx context.Context, prefix string, after int64) (<-chan 
 		return nil, err
 	}
 	return f.Store.Watch(ctx, prefix, after)
+}
+
+// Dump implements store.Store. It fails before the first entry or before any other.
+func (f *Faulty) Dump(ctx context.Context, fn func(store.Entry) error) (int64, error) {
+	if err := f.ask(&f.read, ""); err != nil {
+		return 0, err
+	}
+	return f.Store.Dump(ctx, func(e store.Entry) error {
+		if err := f.ask(&f.read, e.Key); err != nil {
+			return err
+		}
+		return fn(e)
+	})
 }

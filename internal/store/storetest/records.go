@@ -303,6 +303,8 @@ func testContext(t *testing.T, s store.Store) {
 	wantErr(t, err, context.Canceled)
 	_, err = s.Watch(ctx, "a/", rev)
 	wantErr(t, err, context.Canceled)
+	_, err = s.Dump(ctx, func(e store.Entry) error { return fmt.Errorf("told of %q", e.Key) })
+	wantErr(t, err, context.Canceled)
 	_, err = s.Txn(ctx, nil, []store.Op{put("a/1", "after")})
 	wantErr(t, err, context.Canceled)
 	equal(t, []string{get(t, s, "a/1")}, []string{"before"})
@@ -335,6 +337,8 @@ func testClose(t *testing.T, s store.Store) {
 	_, err = s.Txn(t.Context(), nil, []store.Op{put("a/1", "x")})
 	wantErr(t, err, store.ErrClosed)
 	_, err = s.Watch(t.Context(), "a/", 0)
+	wantErr(t, err, store.ErrClosed)
+	_, err = s.Dump(t.Context(), func(store.Entry) error { return nil })
 	wantErr(t, err, store.ErrClosed)
 	if err := s.Close(); err != nil {
 		t.Fatalf("closing again: %v", err)

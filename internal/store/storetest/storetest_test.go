@@ -54,6 +54,18 @@ func TestFaulty(t *testing.T) {
 	if _, err := f.Get(t.Context(), "a/3"); err != nil {
 		t.Fatalf("read of another key: %v", err)
 	}
+	var told []string
+	_, err = f.Dump(t.Context(), func(e store.Entry) error {
+		told = append(told, e.Key)
+		return nil
+	})
+	if !errors.Is(err, broken) || len(told) != 0 {
+		t.Fatalf("dump: %q, %v", told, err)
+	}
+	f.Read(nil)
+	if _, err = f.Dump(t.Context(), func(e store.Entry) error { told = append(told, e.Key); return nil }); err != nil || len(told) != 2 {
+		t.Fatalf("dump: %q, %v", told, err)
+	}
 }
 
 // TestSuiteOverFaulty shows that the wrapper changes nothing while no hook fails.
