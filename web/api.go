@@ -38,6 +38,8 @@ type apiServer struct {
 	now    func() time.Time
 	who    func(*http.Request) (caller, error)
 	fail   func(http.ResponseWriter, *http.Request, error)
+
+	backups *Backups // nil: none are given
 }
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
@@ -55,7 +57,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
 func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem}
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, backups: s.cfg.Backups}
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
 	})
@@ -70,6 +72,7 @@ func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
 func (a *apiServer) routes() []route {
 	return []route{
 		{"GET", "/api/openapi.json", http.HandlerFunc(serveOpenAPI)},
+		{"GET", BackupPath, http.HandlerFunc(a.getBackup)},
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
 		{"GET", "/api/v1/clusters", a.op(listClusters)},
 		{"GET", "/api/v1/explain", a.op(a.getExplanation)},

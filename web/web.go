@@ -25,6 +25,7 @@ type Config struct {
 	BasePath string
 	Brand    string           // name of the company, shown on every page; "": Tabard
 	Now      func() time.Time // nil: time.Now
+	Backups  *Backups         // nil: none are given
 }
 
 // Validate says what is wrong with c, and how to put it right.

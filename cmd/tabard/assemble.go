@@ -22,12 +22,27 @@ import (
 
 // foundation is what stays open for the life of the process.
 type foundation struct {
-	store store.Store
-	trail *audit.Log
+	store   store.Store
+	trail   *audit.Log
+	backups *web.Backups
 }
 
-// openFoundation opens the store and the audit trail.
-func openFoundation(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+// openFoundation opens the store and the audit trail, and brings the records to the
+// format of this version.
+func openFoundation(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+	f, err := openAsIs(cfg, log)
+	if err != nil {
+		return nil, err
+	}
+	if err := migrate(ctx, cfg, f.store, log); err != nil {
+		f.close(log)
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	return f, nil
+}
+
+// openAsIs opens the store and the audit trail, whatever is in the store.
+func openAsIs(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
 	st, err := bolt.Open(cfg.Store.Bolt)
 	if err != nil {
 		return nil, fmt.Errorf("store.bolt.path: %w", err)
@@ -37,7 +52,7 @@ func openFoundation(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
 		closeLogged(log, "store", st.Close)
 		return nil, fmt.Errorf("audit.dir: %w", err)
 	}
-	return &foundation{st, trail}, nil
+	return &foundation{st, trail, web.NewBackups(st, trail, log)}, nil
 }
 
 func (f *foundation) close(log logrus.FieldLogger) {
@@ -59,6 +74,7 @@ type assembly struct {
 	health  *health
 	site    *web.Site
 	idp     *idp.Service
+	backups *web.Backups
 	closers []func()
 	users   int // requests under way, and 1 while current; guarded by server.mu
 }
@@ -72,7 +88,7 @@ func (a *assembly) close() {
 
 // assemble joins the rooms. It asks no directory, so it works while they are down.
 func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldLogger, stopping func() bool) (_ *assembly, err error) {
-	a := &assembly{cfg: cfg}
+	a := &assembly{cfg: cfg, backups: f.backups}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -137,7 +153,7 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.Field
 		return fmt.Errorf("issuer: %w", err)
 	}
 	a.base = u.Path
-	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand}, a.idp, local, log); err != nil {
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups}, a.idp, local, log); err != nil {
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})

@@ -73,7 +73,7 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 	log := logrus.New()
 	log.SetOutput(cmd.ErrOrStderr())
 	log.SetLevel(logrus.ErrorLevel)
-	f, err := openFoundation(cfg, log)
+	f, err := openFoundation(cmd.Context(), cfg, log)
 	if errors.Is(err, store.ErrInUse) {
 		return fmt.Errorf("the server has the store open: leave out --config and sign in with `tabard login --server %s`, or stop the server", cfg.Issuer)
 	}
