@@ -86,12 +86,15 @@ func (b *Backups) serve(w http.ResponseWriter, r *http.Request, c caller) error 
 		return errBackupBusy
 	}
 	defer b.busy.Unlock()
+	out := &chunks{to: w, conn: http.NewResponseController(w)}
+	if err := out.extend(); err != nil {
+		return err
+	}
 	if err := b.trail.Append(r.Context(), e); err != nil {
 		return fmt.Errorf("note the backup in the trail: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), BackupTime)
 	defer cancel()
-	out := &chunks{to: w, conn: http.NewResponseController(w)}
 	sum, err := backup.Write(ctx, b.store, out)
 	e.Outcome, e.Detail = audit.Done, map[string]string{"records": strconv.Itoa(sum.Records), "sha256": sum.SHA256}
 	if err != nil {
@@ -130,13 +133,17 @@ func (c *chunks) Write(p []byte) (int, error) {
 		h.Set("Content-Type", "application/octet-stream")
 		h.Set("Content-Disposition", `attachment; filename="tabard.backup"`)
 		h.Set("Cache-Control", "no-store")
-		// The server's ReadTimeout would end the request's context.
-		if err := c.conn.SetReadDeadline(time.Time{}); err != nil {
-			return 0, fmt.Errorf("lift the read deadline: %w", err)
-		}
 	}
-	if err := c.conn.SetWriteDeadline(time.Now().Add(chunkTime)); err != nil {
-		return 0, fmt.Errorf("set the write deadline: %w", err)
+	if err := c.extend(); err != nil {
+		return 0, err
 	}
 	return c.to.Write(p)
+}
+
+// extend gives the next piece its time.
+func (c *chunks) extend() error {
+	if err := c.conn.SetWriteDeadline(time.Now().Add(chunkTime)); err != nil {
+		return fmt.Errorf("set the deadline of an answer: %w", err)
+	}
+	return nil
 }
