@@ -80,6 +80,8 @@ func checkPath(path string) error {
 		return errors.New("not a regular file: name a file in store.bolt.path")
 	case info.Size() == 0:
 		return errors.New("the file is empty: restore the last backup (tabard restore), or delete the file to begin with an empty store")
+	case info.Size() < 2*int64(os.Getpagesize()): // bbolt's error for it has no kind
+		return fmt.Errorf("%w (it has %d bytes)", errDamaged, info.Size())
 	}
 	return nil
 }

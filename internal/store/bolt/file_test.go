@@ -82,6 +82,7 @@ func badFiles() []badFile {
 		{"newer", setMeta(formatKey, format+1), store.ErrNewer, "run that version"},
 		{"empty", truncate(0), nil, "restore the last backup"},
 		{"one byte", truncate(1), errDamaged, "restore the last backup"},
+		{"a page and a bit", truncate(5_000), errDamaged, "restore the last backup"},
 		{"two pages", truncate(8192), errDamaged, "restore the last backup"},
 		{"four pages", truncate(4 * 4096), errDamaged, "restore the last backup"},
 		{"half", truncate(150_000), errDamaged, "restore the last backup"},
