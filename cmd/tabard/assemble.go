@@ -16,7 +16,6 @@ import (
 	"github.com/tabard-id/tabard/idp/provider"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
-	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/web"
 )
 
@@ -30,7 +29,7 @@ type foundation struct {
 // openFoundation opens the store and the audit trail, and brings the records to the
 // format of this version.
 func openFoundation(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*foundation, error) {
-	f, err := openAsIs(cfg, log)
+	f, err := openAsIs(ctx, cfg, log)
 	if err != nil {
 		return nil, err
 	}
@@ -42,10 +41,10 @@ func openFoundation(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*
 }
 
 // openAsIs opens the store and the audit trail, whatever is in the store.
-func openAsIs(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
-	st, err := bolt.Open(cfg.Store.Bolt)
+func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+	st, err := openStore(ctx, cfg)
 	if err != nil {
-		return nil, fmt.Errorf("store.bolt.path: %w", err)
+		return nil, err
 	}
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
@@ -107,7 +106,7 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("open the signing keys: %w", err)
 	}
 	a.closers = append(a.closers, keys.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Alone: true, Log: log}
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Alone: cfg.Store.Etcd == nil, Log: log}
 	for _, d := range dirs {
 		parts.Directories = append(parts.Directories, d)
 	}

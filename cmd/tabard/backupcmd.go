@@ -137,7 +137,7 @@ func onStore(cmd *cobra.Command, path string, do func(context.Context, *foundati
 	log := logrus.New()
 	log.SetOutput(cmd.ErrOrStderr())
 	log.SetLevel(logrus.ErrorLevel)
-	f, err := openAsIs(cfg, log)
+	f, err := openAsIs(cmd.Context(), cfg, log)
 	if errors.Is(err, store.ErrInUse) {
 		return errors.New("the server has the store open: stop it; a backup can also be made through it, without --config")
 	}

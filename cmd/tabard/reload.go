@@ -151,6 +151,7 @@ func (s *server) warnRestart(cfg *Config) {
 		"listen":          cfg.Listen != old.Listen,
 		"metrics.listen":  cfg.Metrics.Listen != old.Metrics.Listen,
 		"store.bolt.path": cfg.Store.Bolt.Path != old.Store.Bolt.Path,
+		"store.etcd":      etcdChanged(cfg, old),
 		"audit.dir":       cfg.Audit.Dir != old.Audit.Dir,
 		"tls":             (cfg.cert == nil) != (old.cert == nil),
 	} {
