@@ -116,7 +116,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if len(p.Directories) == 0 {
 		return nil, errors.New("no directory: nobody could sign in")
 	}
-	key, err := serverSecret(ctx, p.Store)
+	key, err := serverSecret(ctx, p.Store, cfg.Vault)
 	if err != nil {
 		return nil, fmt.Errorf("server secret: %w", err)
 	}
