@@ -89,6 +89,7 @@ type Parts struct {
 	Groups      LocalGroups
 	Directories []Directory
 	Keys        *Keys
+	Sessions    *Sessions
 	Alone       bool // no other node shares Store
 	Log         logrus.FieldLogger
 	Now         func() time.Time // nil: time.Now

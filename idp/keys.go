@@ -13,12 +13,15 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/sirupsen/logrus"
 
+	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
 )
 
@@ -375,6 +378,33 @@ func (k *Keys) Rotate(ctx context.Context, emergency bool) error {
 		}
 	}
 	return nil
+}
+
+// SigningKeys lists the signing keys to administrators. groups.ErrForbidden.
+func (s *Service) SigningKeys(admin bool) ([]KeyInfo, error) {
+	if !admin {
+		return nil, fmt.Errorf("list keys: %w", groups.ErrForbidden)
+	}
+	return s.Keys.List(), nil
+}
+
+// RotateKeys is Keys.Rotate for an administrator, and returns the keys as they are
+// then. groups.ErrForbidden.
+func (s *Service) RotateKeys(ctx context.Context, a groups.Actor, admin, emergency bool) ([]KeyInfo, error) {
+	e := audit.Event{Act: "keys.rotate", Who: a.Sub, Name: a.Name, Outcome: audit.Intended, Detail: map[string]string{"emergency": strconv.FormatBool(emergency)}}
+	if !admin {
+		e.Outcome, e.Reason = audit.Denied, "not an administrator"
+		return nil, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("rotate keys: %w", groups.ErrForbidden))
+	}
+	if err := s.record(ctx, e, nil); err != nil {
+		return nil, err
+	}
+	err := s.Keys.Rotate(ctx, emergency)
+	e.Outcome = audit.Done
+	if err != nil {
+		e.Outcome, e.Reason = audit.Failed, "the keys could not be written"
+	}
+	return s.Keys.List(), errors.Join(err, s.record(context.WithoutCancel(ctx), e, nil))
 }
 
 // Sign returns payload as a compact JWS by the key of alg that signs now.
