@@ -322,8 +322,12 @@ func (h *house) open(dir string) {
 	h.keys, err = OpenKeys(h.ctx, h.disk, KeyConfig{Algorithms: h.cfg.KeyAlgorithms(), Retain: h.cfg.LongestToken()}, quiet(), h.clock.Now)
 	h.must(err)
 	h.t.Cleanup(h.keys.Close)
+	sessions, err := OpenSessions(h.ctx, h.disk, quiet())
+	h.must(err)
+	h.t.Cleanup(sessions.Close)
 	h.Service, err = New(h.ctx, h.cfg, Parts{
-		Store: h.store, Trail: h.trail, Groups: h.local, Directories: []Directory{h.corp, h.lab}, Keys: h.keys, Log: quiet(), Now: h.clock.Now,
+		Sessions: sessions,
+		Store:    h.store, Trail: h.trail, Groups: h.local, Directories: []Directory{h.corp, h.lab}, Keys: h.keys, Log: quiet(), Now: h.clock.Now,
 	})
 	h.must(err)
 }

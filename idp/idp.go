@@ -89,6 +89,7 @@ type Parts struct {
 	Groups      LocalGroups
 	Directories []Directory
 	Keys        *Keys
+	Sessions    *Sessions
 	Alone       bool // no other node shares Store
 	Log         logrus.FieldLogger
 	Now         func() time.Time // nil: time.Now
@@ -116,7 +117,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if len(p.Directories) == 0 {
 		return nil, errors.New("no directory: nobody could sign in")
 	}
-	key, err := serverSecret(ctx, p.Store)
+	key, err := serverSecret(ctx, p.Store, cfg.Vault)
 	if err != nil {
 		return nil, fmt.Errorf("server secret: %w", err)
 	}

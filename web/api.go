@@ -29,6 +29,7 @@ type caller struct {
 	actor    groups.Actor
 	me       api.Me
 	clusters func() ([]idp.ClusterConfig, error) // that give the caller a token
+	session  string                              // sid; "" for the operator
 }
 
 // apiServer is the JSON API over the group rules of one Tabard.
@@ -48,7 +49,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 	s := &Site{log: log, groups: local, idp: svc, cfg: Config{Now: time.Now}}
 	me := api.Me{Sub: actor.Sub, Username: actor.Name, Name: actor.Name, Groups: sorted(actor.Groups), Admin: local.IsAdmin(actor)}
 	return s.serveAPI(func(*http.Request) (caller, error) {
-		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }}, nil
+		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }, ""}, nil
 	})
 }
 
@@ -76,6 +77,11 @@ func (a *apiServer) routes() []route {
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
 		{"GET", "/api/v1/clusters", a.op(listClusters)},
 		{"GET", "/api/v1/explain", a.op(a.getExplanation)},
+		{"GET", "/api/v1/sessions", a.op(a.listSessions)},
+		{"DELETE", "/api/v1/sessions", a.op(a.endSessions)},
+		{"DELETE", "/api/v1/sessions/{id}", a.op(a.endSession)},
+		{"GET", "/api/v1/keys", a.op(a.listKeys)},
+		{"POST", "/api/v1/keys/rotate", a.op(a.rotateKeys)},
 		{"GET", "/api/v1/groups", a.op(a.listGroups)},
 		{"POST", "/api/v1/groups", a.op(a.createGroup)},
 		{"GET", "/api/v1/groups/{name}", a.op(a.getGroup)},
@@ -129,7 +135,7 @@ func (s *Site) caller(r *http.Request) (caller, error) {
 	return caller{actor, api.Me{
 		Sub: sess.Sub, Username: sess.Username, Name: sess.Name, Email: sess.Email,
 		Groups: sorted(actor.Groups), Admin: s.groups.IsAdmin(actor),
-	}, func() ([]idp.ClusterConfig, error) { return s.idp.ClustersOf(sess) }}, nil
+	}, func() ([]idp.ClusterConfig, error) { return s.idp.ClustersOf(sess) }, sess.ID}, nil
 }
 
 // listClusters tells where the caller can go, so that a kubeconfig can be made.

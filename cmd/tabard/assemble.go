@@ -106,7 +106,12 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("open the signing keys: %w", err)
 	}
 	a.closers = append(a.closers, keys.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Alone: cfg.Store.Etcd == nil, Log: log}
+	sessions, err := idp.OpenSessions(ctx, f.store, log)
+	if err != nil {
+		return nil, fmt.Errorf("open the sessions: %w", err)
+	}
+	a.closers = append(a.closers, sessions.Close)
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Sessions: sessions, Alone: cfg.Store.Etcd == nil, Log: log}
 	for _, d := range dirs {
 		parts.Directories = append(parts.Directories, d)
 	}

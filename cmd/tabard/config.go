@@ -231,6 +231,7 @@ func (l *loader) readFiles() {
 		a := &c.Clusters[i].APIServer
 		a.CA = l.caFile(fmt.Sprintf("clusters[%d].apiServer.caFile", i), &a.CAFile)
 	}
+	l.secret("keys.encryptionKey", &c.Keys.EncryptionKey, &c.Keys.EncryptionKeyFile)
 	for i := range c.Clients {
 		l.secret(fmt.Sprintf("clients[%d].secret", i), &c.Clients[i].Secret, &c.Clients[i].SecretFile)
 	}
@@ -354,6 +355,11 @@ func (l *loader) rooms() {
 		}
 		c.idp.DirectoryPrefixes = append(c.idp.DirectoryPrefixes, c.Directories[i].GroupPrefix())
 	}
+	vault, err := idp.ParseVault(c.Keys.EncryptionKey)
+	if err != nil {
+		l.wrongAt("keys.encryptionKey", "%s", err)
+	}
+	c.Keys.Vault, c.idp.Vault = vault, vault
 	c.idp.SetDefaults()
 	l.fromRoom(c.idp.Validate())
 	c.Keys.Algorithms, c.Keys.Retain = c.idp.KeyAlgorithms(), c.idp.LongestToken()

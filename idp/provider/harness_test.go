@@ -173,7 +173,10 @@ func (h *house) handler(dir string) http.Handler {
 	h.keys, err = idp.OpenKeys(h.t.Context(), disk, idp.KeyConfig{Algorithms: cfg.KeyAlgorithms(), Retain: cfg.LongestToken()}, log, nil)
 	h.must(err)
 	h.t.Cleanup(h.keys.Close)
-	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Log: log})
+	sessions, err := idp.OpenSessions(h.t.Context(), disk, log)
+	h.must(err)
+	h.t.Cleanup(sessions.Close)
+	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log})
 	h.must(err)
 	return New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log})
 }
