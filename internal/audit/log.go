@@ -66,6 +66,7 @@ type Log struct {
 	failed bool        // to sync them
 	tail   tail
 	since  uint64 // records since the last checkpoint
+	syncs  atomic.Int64
 }
 
 // Open opens the chain of cfg.Node in cfg.Dir, or begins one. What a crash left of a
@@ -397,6 +398,7 @@ func (l *Log) sync() error {
 	if !l.late.Load() {
 		return nil
 	}
+	l.syncs.Add(1)
 	err := l.f.Sync()
 	l.failed = err != nil
 	l.late.Store(l.failed)
@@ -460,6 +462,7 @@ func (l *Log) write(bodies [][]byte, waits bool) error {
 	}
 	_, err := l.f.WriteAt(lines, l.size)
 	if err == nil && waits {
+		l.syncs.Add(1)
 		err = l.f.Sync()
 	}
 	if err != nil {

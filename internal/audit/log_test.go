@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -574,43 +573,4 @@ func TestKill(t *testing.T) {
 	if len(told) > 0 {
 		t.Fatalf("%d acknowledged records are lost", len(told))
 	}
-}
-
-func BenchmarkAppend(b *testing.B) {
-	l := openTest(b, Config{})
-	for b.Loop() {
-		mustAppend(b, l, "token.issue")
-	}
-}
-
-func BenchmarkAppendParallel(b *testing.B) {
-	l := openTest(b, Config{})
-	e := Event{
-		Act: "token.issue", Who: "corp.6f9619ff-8b86-d011-b42d-00c04fc964ff", Name: "alice", On: "kubernetes", Outcome: Done,
-		Address: "192.0.2.10", UserAgent: "kubelogin/1.36.3", RequestID: "0f8e7d6c5b4a", Session: "sid-0123456789", Cluster: "prod",
-		Detail: map[string]string{"groups": "20", "exp": "2026-11-22T12:00:00Z"},
-	}
-	var n atomic.Int64
-	var wg sync.WaitGroup
-	cpu := cpuTime()
-	for range 64 {
-		wg.Go(func() {
-			for n.Add(1) <= int64(b.N) {
-				if err := l.Append(b.Context(), e); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
-	b.ReportMetric(float64((cpuTime()-cpu).Microseconds())/float64(b.N), "cpu-µs/op")
-}
-
-// cpuTime is what this process has used so far, user and system.
-func cpuTime() time.Duration {
-	var u syscall.Rusage
-	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
