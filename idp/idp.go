@@ -63,11 +63,15 @@ func (e *ChooseDirectoryError) Error() string {
 // Directory is what the Service needs of a directory.
 type Directory interface {
 	Name() string
+	Prefix() string // of its groups' names
 	Find(ctx context.Context, login string) (directory.Person, error)
 	Bind(ctx context.Context, dn, password string) error
 	Lookup(ctx context.Context, id string) (directory.Person, error)
 	Groups(ctx context.Context, p directory.Person) ([]directory.Group, error)
 	Explain(ctx context.Context, loginOrID string) (directory.Explanation, error)
+	// Search and Members have deadlines of their own.
+	Search(ctx context.Context, typed string, limit int) ([]directory.Person, error)
+	Members(ctx context.Context, group string, limit int) (directory.Members, error)
 	Lockout(ctx context.Context) (directory.Lockout, error)
 	DummyDN() string
 }

@@ -44,6 +44,7 @@ func (d *corp) fail(err error) { d.mu.Lock(); defer d.mu.Unlock(); d.down = err 
 func (d *corp) fault() error { d.mu.Lock(); defer d.mu.Unlock(); return d.down }
 
 func (d *corp) Name() string    { return "corp" }
+func (d *corp) Prefix() string  { return "corp:" }
 func (d *corp) DummyDN() string { return "cn=nobody" }
 func (d *corp) Lockout(context.Context) (directory.Lockout, error) {
 	return directory.Lockout{}, nil
@@ -51,6 +52,14 @@ func (d *corp) Lockout(context.Context) (directory.Lockout, error) {
 
 func (d *corp) Explain(context.Context, string) (directory.Explanation, error) {
 	return directory.Explanation{}, directory.ErrNotFound
+}
+
+func (d *corp) Search(context.Context, string, int) ([]directory.Person, error) {
+	return nil, d.fault()
+}
+
+func (d *corp) Members(context.Context, string, int) (directory.Members, error) {
+	return directory.Members{}, firstOf(d.fault(), directory.ErrNotFound)
 }
 
 func (d *corp) Find(_ context.Context, login string) (directory.Person, error) {
