@@ -231,7 +231,7 @@ func readKept(in io.Reader, keys []ed25519.PublicKey) (map[string][]kept, error)
 
 // parseKept reads one line; seq is 0 where it holds no checkpoint.
 func parseKept(line []byte, keys []ed25519.PublicKey) (node string, k kept, why string) {
-	i := bytes.Index(line, []byte(seqIs))
+	i := bytes.LastIndex(line, []byte(seqIs))
 	if i < 0 || !mark(line, checkpointAct) {
 		return "", k, ""
 	}

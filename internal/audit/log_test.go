@@ -512,10 +512,16 @@ func TestRepairFails(t *testing.T) {
 	mustVerify(t, l.cfg.Dir, 1, 2)
 }
 
+// childConfig is what child opens: with a sink beside the folder.
+func childConfig(dir string) Config {
+	return Config{Dir: dir, FileSize: 30_000, Serve: true, pauses: pauses{save: time.Millisecond},
+		Sinks: []SinkConfig{{Name: "copy", File: &FileConfig{dir + ".copy"}}}}
+}
+
 // child appends from several goroutines until it is killed, and says each record
 // that was acknowledged.
 func child(dir string) {
-	l, err := Open(Config{Dir: dir, FileSize: 30_000})
+	l, err := Open(childConfig(dir))
 	if err != nil {
 		fmt.Println("error", err)
 		return
@@ -536,32 +542,40 @@ func child(dir string) {
 	wg.Wait()
 }
 
+// killChild runs child, kills it after so many records, and returns what was
+// acknowledged.
+func killChild(t *testing.T, dir string, records int) (told []string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "TABARD_AUDIT_CHILD="+dir)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if strings.HasPrefix(lines.Text(), "error") {
+			t.Fatal(lines.Text())
+		}
+		if told = append(told, lines.Text()); len(told) == records {
+			_ = cmd.Process.Kill()
+		}
+	}
+	_ = cmd.Wait()
+	return told
+}
+
 // TestKill kills an appending process 10 times: the trail verifies after a new
 // Open, and every record that was acknowledged is in it.
 func TestKill(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "audit")
 	told := map[string]bool{}
 	for round := range 10 {
-		cmd := exec.CommandContext(t.Context(), os.Args[0])
-		cmd.Env = append(os.Environ(), "TABARD_AUDIT_CHILD="+dir)
-		out, err := cmd.StdoutPipe()
-		if err == nil {
-			err = cmd.Start()
+		for _, id := range killChild(t, dir, 11+37*round) {
+			told[id] = true
 		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		lines := bufio.NewScanner(out)
-		for n := 0; lines.Scan(); n++ {
-			if strings.HasPrefix(lines.Text(), "error") {
-				t.Fatal(lines.Text())
-			}
-			told[lines.Text()] = true
-			if n == 10+37*round {
-				_ = cmd.Process.Kill()
-			}
-		}
-		_ = cmd.Wait()
 		mustClose(t, openTest(t, Config{Dir: dir}))
 		if _, err := Verify(dir); err != nil {
 			t.Fatal(err)

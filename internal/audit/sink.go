@@ -395,12 +395,27 @@ func (r *follower) open(seq uint64) error {
 type fileCarrier struct{ path string }
 
 func (c fileCarrier) deliver(_ context.Context, lines [][]byte) error {
-	f, err := os.OpenFile(c.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	f, err := os.OpenFile(c.path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(bytes.Join(lines, nil))
+	b := bytes.Join(lines, nil)
+	if unfinished(f) { // by a crash; that record comes again
+		b = append([]byte("\n"), b...)
+	}
+	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// unfinished says whether the last line of f has no line feed.
+func unfinished(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() || info.Size() == 0 {
+		return false
+	}
+	var last [1]byte
+	_, err = f.ReadAt(last[:], info.Size()-1)
+	return err == nil && last[0] != '\n'
 }
 
 func (fileCarrier) close() {}
