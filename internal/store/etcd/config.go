@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -70,41 +71,49 @@ func (c *Config) SetDefaults() {
 	}
 }
 
-// Validate reports what contradicts itself, each as "key: what is wrong". It reads
-// no file.
+// Validate reports what contradicts itself, each as "key: what is wrong", where
+// key is as in the configuration file. It
+// reads no file.
 func (c *Config) Validate() error {
 	errs := []error{c.checkPrefix()}
 	if len(c.Endpoints) == 0 {
-		errs = append(errs, errors.New("endpoints: is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379"))
+		errs = append(errs, errors.New("store.etcd.endpoints: is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379"))
 	}
 	for i := range c.Endpoints {
 		if err := c.checkEndpoint(i); err != nil {
-			errs = append(errs, fmt.Errorf("endpoints[%d]: %w", i, err))
+			errs = append(errs, fmt.Errorf("store.etcd.endpoints[%d]: %w", i, err))
 		}
 	}
 	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, errors.New("certFile: certFile and keyFile come together"))
+		errs = append(errs, errors.New("store.etcd.certFile: certFile and keyFile come together"))
 	}
 	if !c.secure() && (c.CAFile != "" || c.CertFile != "") {
-		errs = append(errs, errors.New("endpoints: caFile and certFile are for https endpoints: write https"))
+		errs = append(errs, errors.New("store.etcd.endpoints: caFile and certFile are for https endpoints: write https"))
 	}
 	if c.Username == "" && (c.Password != "" || c.PasswordFile != "") {
-		errs = append(errs, errors.New("username: is missing beside the password"))
+		errs = append(errs, errors.New("store.etcd.username: is missing beside the password"))
 	}
 	if c.Username != "" && c.Password == "" && c.PasswordFile == "" {
-		errs = append(errs, errors.New("passwordFile: is missing beside username"))
+		errs = append(errs, errors.New("store.etcd.passwordFile: is missing beside username"))
 	}
 	return errors.Join(errs...)
+}
+
+// Same says whether c and other are the same store, used in the same way.
+func (c *Config) Same(other Config) bool {
+	return slices.Equal(c.Endpoints, other.Endpoints) && c.Prefix == other.Prefix &&
+		c.CAFile == other.CAFile && c.CertFile == other.CertFile && c.KeyFile == other.KeyFile &&
+		c.Username == other.Username && c.Password == other.Password
 }
 
 func (c *Config) checkPrefix() error {
 	switch {
 	case len(c.Prefix) < 2 || !strings.HasSuffix(c.Prefix, "/"):
-		return errors.New("prefix: must end in a slash, such as /tabard/")
+		return errors.New("store.etcd.prefix: must end in a slash, such as /tabard/")
 	case len(c.Prefix) > maxPrefix:
-		return fmt.Errorf("prefix: must have at most %d bytes", maxPrefix)
+		return fmt.Errorf("store.etcd.prefix: must have at most %d bytes", maxPrefix)
 	case strings.ContainsFunc(c.Prefix, func(r rune) bool { return r > unicode.MaxASCII || !unicode.IsGraphic(r) || r == ' ' }):
-		return errors.New("prefix: must be printable ASCII without spaces, such as /tabard/")
+		return errors.New("store.etcd.prefix: must be printable ASCII without spaces, such as /tabard/")
 	}
 	return nil
 }
