@@ -46,10 +46,11 @@ func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*founda
 	if err != nil {
 		return nil, err
 	}
+	cfg.Audit.Log = log
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
 		closeLogged(log, "store", st.Close)
-		return nil, fmt.Errorf("audit.dir: %w", err)
+		return nil, fmt.Errorf("audit: %w", err)
 	}
 	return &foundation{st, trail, web.NewBackups(st, trail, log)}, nil
 }

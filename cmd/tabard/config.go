@@ -221,6 +221,7 @@ func (l *loader) readFiles() {
 	cert, key := l.file("tls.certFile", &c.TLS.CertFile), l.secretFile("tls.keyFile", &c.TLS.KeyFile)
 	l.certificate(cert, key)
 	l.etcdFiles()
+	l.auditFiles()
 	for i := range c.Directories {
 		d := &c.Directories[i]
 		path := fmt.Sprintf("directories[%d]", i)
@@ -344,6 +345,7 @@ func (l *loader) rooms() {
 	if c.Store.Etcd != nil {
 		l.fromRoom(c.Store.Etcd.Validate())
 	}
+	l.fromRoom(c.Audit.Validate())
 	l.fromRoom(directory.ValidateAll(c.Directories))
 	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Throttle: c.Throttle, Clusters: c.Clusters, Clients: c.Clients}
 	for i := range c.Directories {

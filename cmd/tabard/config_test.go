@@ -104,6 +104,12 @@ func TestConfigMistakes(t *testing.T) {
 		{"password for nobody", "store: {bolt: {path: tabard.db}}", "audit: {dir: audit}\nstore: {etcd: {endpoints: ['http://localhost'], caFile: tabard.yaml, password: " + secret + "}}", []string{
 			":4:49: store.etcd.caFile:  holds no certificate in PEM form",
 			":4:16: store.etcd.endpoints: caFile and certFile are for https endpoints: write https", ":4:9: store.etcd.username: is missing beside the password"}},
+		{"the trail", "admins:", "audit: {keyFile: audit/key.pem, fileSize: 7, retain: {age: 5s}, sinks: [{name: a}, {name: a, stdout: {}}, {name: b, webhook: {url: 'http://10.0.0.1', secretFile: nowhere}, syslog: {address: 'tls://x:1', caFile: nowhere}}]}\nadmins:", []string{
+			":4:9: audit.keyFile: is in audit.dir: whoever can change the trail would hold the key that proves it",
+			":4:33: audit.fileSize: must be between 1MiB and 1GiB", ":4:55: audit.retain.age: must be at least 1h, or 0s for no limit",
+			":4:73: audit.sinks[0]: needs exactly one of file, stdout, syslog and webhook", ":4:85: audit.sinks[1].name: is the name of another sink",
+			":4:107: audit.sinks[2]: needs exactly one of file, stdout, syslog and webhook", ":4:127: audit.sinks[2].webhook.url: must be an https URL, or http on 127.0.0.1, without user and password",
+			":4:151: audit.sinks[2].webhook.secretFile: DIR/nowhere does not exist: create it or correct the path", ":4:204: audit.sinks[2].syslog.caFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"size", "admins:", "tokens: {maxSize: 16MB}\nadmins:", []string{":4:19: tokens.maxSize: is not a size such as 16KiB"}},
 		{"several at once", minimal, "issuer: http://id.corp.example/\nlisten: :8443\ntrustedProxies: [10.0.0.0]\ndirectories:\n- {name: Corp, type: ldap, urls: [ldap://x], bindDN: cn=t}\n", []string{
 			": store.bolt.path: is missing: name the file that keeps groups, sessions and keys",

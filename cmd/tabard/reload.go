@@ -152,7 +152,7 @@ func (s *server) warnRestart(cfg *Config) {
 		"metrics.listen":  cfg.Metrics.Listen != old.Metrics.Listen,
 		"store.bolt.path": cfg.Store.Bolt.Path != old.Store.Bolt.Path,
 		"store.etcd":      etcdChanged(cfg, old),
-		"audit.dir":       cfg.Audit.Dir != old.Audit.Dir,
+		"audit":           auditChanged(cfg, old),
 		"tls":             (cfg.cert == nil) != (old.cert == nil),
 	} {
 		if changed {

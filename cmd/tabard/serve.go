@@ -73,6 +73,7 @@ func serve(ctx context.Context, path string, log *logrus.Logger, listening func(
 		return err
 	}
 	logWarnings(log, cfg)
+	cfg.Audit.Serve = true
 	f, err := openFoundation(ctx, cfg, log)
 	if err != nil {
 		return err
