@@ -106,7 +106,7 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	case errors.Is(known, rpctypes.ErrUserEmpty), errors.Is(known, rpctypes.ErrInvalidAuthToken):
 		return fmt.Errorf("etcd wants a user: set store.etcd.username and passwordFile, or a certificate with the user's name: %w", known)
 	case errors.Is(known, rpctypes.ErrPermissionDenied):
-		return fmt.Errorf("etcd's user may not do this: grant it readwrite on the prefix %s (etcdctl role grant-permission --prefix=true ROLE readwrite %s): %w", s.cfg.Prefix, s.cfg.Prefix, known)
+		return fmt.Errorf("etcd's user (store.etcd.username, or the name in the certificate) may not do this: grant it readwrite on the prefix %s (etcdctl role grant-permission --prefix=true ROLE readwrite %s): %w", s.cfg.Prefix, s.cfg.Prefix, known)
 	case errors.Is(known, rpctypes.ErrRequestTooLarge), errors.Is(known, rpctypes.ErrTooManyOps):
 		return fmt.Errorf("etcd takes less than its defaults: set its --max-request-bytes to 1572864 and --max-txn-ops to 128 or more: %w: %w", store.ErrTooLarge, known)
 	}

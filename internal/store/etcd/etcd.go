@@ -6,6 +6,7 @@ package etcd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"sync"
@@ -54,6 +55,9 @@ type Store struct {
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	cfg.SetDefaults()
 	s, err := connect(ctx, cfg)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("open etcd: %w: check that it runs at the endpoints, that caFile signed its certificates, and that it trusts certFile", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open etcd: %w", err)
 	}
@@ -69,19 +73,11 @@ func connect(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints:   cfg.Endpoints,
-		TLS:         secure,
-		Username:    cfg.Username,
-		Password:    cfg.Password,
-		DialTimeout: openTimeout,
-		// On Linux the second is also how long sent bytes may stay unacknowledged.
-		DialKeepAliveTime:    10 * time.Second,
-		DialKeepAliveTimeout: 3 * time.Second,
-		Logger:               zap.NewNop(), // it logs every retry; what matters comes back as an error
-		DialOptions:          []grpc.DialOption{grpc.WithStatsHandler(watchSending{})},
-	})
 	s := &Store{cfg: cfg, pulse: newPulse()}
+	if err := s.reach(ctx, secure); err != nil {
+		return nil, err
+	}
+	client, err := newClient(cfg, secure)
 	if err != nil {
 		return nil, s.explain(ctx, err)
 	}
@@ -94,6 +90,40 @@ func connect(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s.own = &Store{cfg: cfg, base: cfg.Prefix + "own/", client: client, kv: s.kv, ctx: s.ctx}
 	return s, nil
+}
+
+// reach asks for an answer, any answer, where the store has a user: signing in does
+// not tell why it gets none.
+func (s *Store) reach(ctx context.Context, secure *tls.Config) error {
+	if s.cfg.Username == "" {
+		return nil
+	}
+	cfg := s.cfg
+	cfg.Username, cfg.Password = "", ""
+	client, err := newClient(cfg, secure)
+	if err != nil {
+		return err
+	}
+	_, err = (&Store{cfg: cfg, kv: clientv3.RetryKVClient(client)}).revision(ctx)
+	if known := (rpctypes.EtcdError{}); errors.As(err, &known) {
+		err = nil
+	}
+	return errors.Join(err, ignoreCanceled(client.Close()))
+}
+
+func newClient(cfg Config, secure *tls.Config) (*clientv3.Client, error) {
+	return clientv3.New(clientv3.Config{
+		Endpoints:   cfg.Endpoints,
+		TLS:         secure,
+		Username:    cfg.Username,
+		Password:    cfg.Password,
+		DialTimeout: openTimeout,
+		// On Linux the second is also how long sent bytes may stay unacknowledged.
+		DialKeepAliveTime:    10 * time.Second,
+		DialKeepAliveTimeout: 3 * time.Second,
+		Logger:               zap.NewNop(), // it logs every retry; what matters comes back as an error
+		DialOptions:          []grpc.DialOption{grpc.WithStatsHandler(watchSending{})},
+	})
 }
 
 // greet reads once, and refuses members that are too old.
