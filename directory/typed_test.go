@@ -131,6 +131,11 @@ func TestBrowsingLeavesSignIns(t *testing.T) {
 	defer cancel()
 	_, err = d.Members(ctx, "corp:devs", 0)
 	wantErr(t, "a slow list", err, ErrUnavailable)
+	typedOn, stop := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, stop)
+	if people, err := d.Search(typedOn, "ali", 0); err == nil {
+		t.Errorf("somebody who typed on got %+v", people)
+	}
 	if !d.known[0].healthy() || len(d.searches.free) != 1 || d.searches.free[0] != signIns || signIns.IsClosing() {
 		t.Error("sign-ins lost their connection, or the host its good name")
 	}
