@@ -41,6 +41,7 @@ type apiServer struct {
 	fail   func(http.ResponseWriter, *http.Request, error)
 
 	backups *Backups // nil: none are given
+	audit   *Auditor // nil: the trail cannot be searched
 }
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
@@ -58,7 +59,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
 func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, backups: s.cfg.Backups}
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, backups: s.cfg.Backups, audit: s.cfg.Auditor}
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
 	})
@@ -76,6 +77,7 @@ func (a *apiServer) routes() []route {
 		{"GET", BackupPath, http.HandlerFunc(a.getBackup)},
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
 		{"GET", "/api/v1/clusters", a.op(listClusters)},
+		{"GET", "/api/v1/audit", a.op(a.searchAudit)},
 		{"GET", "/api/v1/explain", a.op(a.getExplanation)},
 		{"GET", "/api/v1/sessions", a.op(a.listSessions)},
 		{"DELETE", "/api/v1/sessions", a.op(a.endSessions)},

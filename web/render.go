@@ -115,7 +115,7 @@ func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 		return nil, err
 	}
 	sets := map[string]*template.Template{}
-	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "explain", "sessions"} {
+	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "explain", "audit", "sessions"} {
 		set, err := shared.Clone()
 		if err != nil {
 			return nil, err

@@ -26,6 +26,7 @@ type Config struct {
 	Brand    string           // name of the company, shown on every page; "": Tabard
 	Now      func() time.Time // nil: time.Now
 	Backups  *Backups         // nil: none are given
+	Auditor  *Auditor         // nil: the trail cannot be searched
 }
 
 // Validate says what is wrong with c, and how to put it right.
@@ -97,6 +98,7 @@ func (s *Site) routes() []route {
 		{"GET", "/device/confirm", s.member(s.unconfirmed)},
 		{"POST", "/device/confirm", s.member(s.decideDevice)},
 		{"GET", "/device/done", s.member(s.deviceDone)},
+		{"GET", "/audit", s.member(s.showAudit)},
 		{"GET", "/explain", s.member(s.showExplanation)},
 		{"GET", "/sessions", s.member(s.listSessions)},
 		{"POST", "/sessions/end", s.member(s.endSession)},

@@ -24,6 +24,7 @@ type foundation struct {
 	store   store.Store
 	trail   *audit.Log
 	backups *web.Backups
+	auditor *web.Auditor
 }
 
 // openFoundation opens the store and the audit trail, and brings the records to the
@@ -52,7 +53,7 @@ func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*founda
 		closeLogged(log, "store", st.Close)
 		return nil, fmt.Errorf("audit: %w", err)
 	}
-	return &foundation{st, trail, web.NewBackups(st, trail, log)}, nil
+	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail)}, nil
 }
 
 func (f *foundation) close(log logrus.FieldLogger) {
@@ -75,6 +76,7 @@ type assembly struct {
 	site    *web.Site
 	idp     *idp.Service
 	backups *web.Backups
+	auditor *web.Auditor
 	closers []func()
 	users   int // requests under way, and 1 while current; guarded by server.mu
 }
@@ -88,7 +90,7 @@ func (a *assembly) close() {
 
 // assemble joins the rooms. It asks no directory, so it works while they are down.
 func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldLogger, stopping func() bool) (_ *assembly, err error) {
-	a := &assembly{cfg: cfg, backups: f.backups}
+	a := &assembly{cfg: cfg, backups: f.backups, auditor: f.auditor}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -158,7 +160,7 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.Field
 		return fmt.Errorf("issuer: %w", err)
 	}
 	a.base = u.Path
-	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups}, a.idp, local, log); err != nil {
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups, Auditor: a.auditor}, a.idp, local, log); err != nil {
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})

@@ -86,6 +86,11 @@ func Search(ctx context.Context, dirs []string, q Query, fn func(Event) error) (
 	return cursorOf(streams), nil
 }
 
+// Search is Search of every chain in the folder of l's trail.
+func (l *Log) Search(ctx context.Context, q Query, fn func(Event) error) (cursor string, err error) {
+	return Search(ctx, []string{l.cfg.Dir}, q, fn)
+}
+
 // merge calls fn for what streams give, the newest first, at most limit times.
 func merge(streams []*stream, limit int, fn func(Event) error) error {
 	for n := 0; limit == 0 || n < limit; n++ {
@@ -380,21 +385,33 @@ func (m *matcher) matches(e *Event) bool {
 	return (q.Outcome == "" || fold(q.Outcome) == fold(e.Outcome)) &&
 		(q.Cluster == "" || fold(q.Cluster) == fold(e.Cluster)) &&
 		(q.Act == "" || strings.HasPrefix(fold(e.Act), fold(q.Act))) &&
-		(q.Person == "" || concerns(e, fold(q.Person), false)) &&
-		(q.Group == "" || concerns(e, fold(q.Group), true)) &&
+		(q.Person == "" || m.concerns(e, fold(q.Person), false)) &&
+		(q.Group == "" || m.concerns(e, fold(q.Group), true)) &&
 		(q.Text == "" || m.hasText(e))
+}
+
+// SearchAct is the act of a record of who looked for what. What they looked for is in its
+// details, and counts only where an act is asked for: else each search would find itself
+// and those before it.
+const SearchAct = "audit.search"
+
+func (m *matcher) details(e *Event) map[string]string {
+	if e.Act == SearchAct && m.q.Act == "" {
+		return nil
+	}
+	return e.Detail
 }
 
 // concerns says whether e is about a person or a group: what acts on groups are on is a
 // group, what others are on may be a person, and details can name either.
-func concerns(e *Event, who string, group bool) bool {
+func (m *matcher) concerns(e *Event, who string, group bool) bool {
 	if onGroup := strings.HasPrefix(e.Act, "group"); onGroup == group && fold(e.On) == who {
 		return true
 	}
 	if !group && (fold(e.Who) == who || fold(e.Name) == who) {
 		return true
 	}
-	for _, v := range e.Detail {
+	for _, v := range m.details(e) {
 		if fold(v) == who {
 			return true
 		}
@@ -410,7 +427,7 @@ func (m *matcher) hasText(e *Event) bool {
 			return true
 		}
 	}
-	for k, v := range e.Detail {
+	for k, v := range m.details(e) {
 		if strings.Contains(fold(k), m.text) || strings.Contains(fold(v), m.text) {
 			return true
 		}
