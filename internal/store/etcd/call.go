@@ -47,6 +47,17 @@ func (s *Store) begin(ctx context.Context) (_ context.Context, end func(), err e
 	return clientv3.WithRequireLeader(ctx), s.calls.Done, nil
 }
 
+// beginRead is begin for what need not be waited for when the store is closed.
+func (s *Store) beginRead(ctx context.Context) (_ context.Context, end func(), err error) {
+	ctx, done, err := s.begin(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.ctx, func() { cancel(store.ErrClosed) })
+	return ctx, func() { stop(); cancel(nil); done() }, nil
+}
+
 func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, has := ctx.Deadline(); has {
 		return ctx, func() {}
@@ -110,7 +121,7 @@ func (s *Store) explain(ctx context.Context, err error) error {
 	case errors.Is(known, rpctypes.ErrRequestTooLarge), errors.Is(known, rpctypes.ErrTooManyOps):
 		return fmt.Errorf("etcd takes less than its defaults: set its --max-request-bytes to 1572864 and --max-txn-ops to 128 or more: %w: %w", store.ErrTooLarge, known)
 	}
-	if ended := ctx.Err(); ended != nil && status.Code(err) != codes.OutOfRange {
+	if ended := context.Cause(ctx); ended != nil && status.Code(err) != codes.OutOfRange {
 		return fmt.Errorf("no answer from etcd: %w: %s", ended, rpctypes.ErrorDesc(err))
 	}
 	return known

@@ -178,7 +178,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"no user", func(c *Config) { c.Username, c.Password = "", "" }, "or the name in the certificate"},
 		{"other prefix", func(c *Config) { c.Prefix = "/other/" }, "grant it readwrite on the prefix /other/"},
 		{"other CA", func(c *Config) { c.CAFile = otherCA.File }, "certificate"},
-		{"no certificate", func(c *Config) { c.CertFile, c.KeyFile = "", "" }, "certificate required"},
+		{"no certificate", func(c *Config) { c.CertFile, c.KeyFile = "", "" }, "that it trusts certFile"},
 		{"other certificate", func(c *Config) { c.CertFile, c.KeyFile = otherCert, otherKey }, "that it trusts certFile"},
 		{"certificate gone", func(c *Config) { c.CertFile = "nowhere.pem" }, "certFile: "},
 		{"CA gone", func(c *Config) { c.CAFile = "nowhere.pem" }, "caFile: "},
@@ -232,6 +232,44 @@ func TestCertificateRenewed(t *testing.T) {
 	show(good, key)
 	if _, err := s.Get(within(t, time.Minute), "a/1"); !errors.Is(err, store.ErrNotFound) {
 		t.Fatal(err)
+	}
+}
+
+// TestTokenExpires leaves a store alone for longer than etcd keeps its token.
+func TestTokenExpires(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, clusterConfig(testenv.StartEtcdCluster(t, 1, testenv.EtcdClusterOptions{
+		User: "tabard", Password: "hunter2", Prefix: testPrefix, ExtraArgs: []string{"--auth-token-ttl=1"},
+	})))
+	s.stop() // else it reads every second
+	ctx := within(t, time.Minute)
+	ops := []store.Op{op("a/1", "x")}
+	time.Sleep(3 * time.Second)
+	if _, err := s.commit(ctx, (&txn{changes: s.changes(ops)}).request(time.Now()), ops); err != nil {
+		t.Errorf("write after the token's time: %v", err)
+	}
+	time.Sleep(3 * time.Second)
+	if _, err := s.revision(ctx); err != nil {
+		t.Errorf("read after the token's time: %v", err)
+	}
+}
+
+// TestCloseEndsReads closes a store of which a copy is being made.
+func TestCloseEndsReads(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{Endpoints: []string{testenv.StartEtcd(t).Endpoint}})
+	mustTxn(t, s, op("a/1", ""), op("a/2", ""))
+	closed := make(chan error, 1)
+	_, err := s.Dump(t.Context(), func(store.Entry) error {
+		go func() { closed <- s.Close() }()
+		<-s.ctx.Done()
+		return nil
+	})
+	if !errors.Is(err, store.ErrClosed) {
+		t.Error(err)
+	}
+	if err := <-closed; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -134,8 +134,8 @@ func (s *Store) greet(ctx context.Context) error {
 	return tooOld(s.Members(ctx))
 }
 
-// Close implements store.Store. Calls under way are waited for: 5 s at most, or as
-// long as their contexts allow.
+// Close implements store.Store. Writes under way are waited for: 5 s at most, or as
+// long as their contexts allow. Reads end with store.ErrClosed.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	was := s.closed
@@ -180,7 +180,7 @@ func (s *Store) get(ctx context.Context, key string) (store.Entry, error) {
 	if err := store.CheckKey(key); err != nil {
 		return store.Entry{}, err
 	}
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.beginRead(ctx)
 	if err != nil {
 		return store.Entry{}, err
 	}
@@ -215,7 +215,7 @@ func (s *Store) list(ctx context.Context, prefix, from string, limit int) ([]sto
 	if err := store.CheckLimit(limit); err != nil {
 		return nil, 0, err
 	}
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.beginRead(ctx)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -245,14 +245,14 @@ func (s *Store) list(ctx context.Context, prefix, from string, limit int) ([]sto
 // Dump implements store.Store. It reads page by page at the revision of the first, so
 // etcd must not compact that away meanwhile.
 func (s *Store) Dump(ctx context.Context, fn func(store.Entry) error) (int64, error) {
-	ctx, end, err := s.begin(ctx)
+	ctx, end, err := s.beginRead(ctx)
 	if err != nil {
 		return 0, fmt.Errorf("dump etcd: %w", err)
 	}
 	defer end()
 	now := s.cfg.Now()
 	revision, err := s.scan(ctx, "", "", pageSize, func(e store.Entry) error {
-		if err := ctx.Err(); err != nil || !live(e, now) {
+		if err := context.Cause(ctx); err != nil || !live(e, now) {
 			return err
 		}
 		return fn(e)

@@ -25,7 +25,8 @@ func TestSuite(t *testing.T) {
 	t.Parallel()
 	e := testenv.StartEtcd(t)
 	storetest.Run(t, func(t *testing.T) store.Store {
-		return openTest(t, Config{Endpoints: []string{e.Endpoint}, SweepInterval: time.Second})
+		// Slow enough that no sweep comes between two reads that are compared.
+		return openTest(t, Config{Endpoints: []string{e.Endpoint}, SweepInterval: 3 * time.Second})
 	})
 }
 

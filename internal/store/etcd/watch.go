@@ -41,7 +41,7 @@ func (s *Store) Watch(ctx context.Context, prefix string, after int64) (<-chan s
 }
 
 func (s *Store) newWatcher(ctx context.Context, prefix string, after int64) (*watcher, error) {
-	call, end, err := s.begin(ctx)
+	call, end, err := s.beginRead(ctx)
 	if err != nil {
 		return nil, err
 	}
