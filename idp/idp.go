@@ -108,6 +108,8 @@ type Service struct {
 	pace    *pacer
 	turns   *turns
 
+	verified *verifiedTokens
+
 	mustReserve atomic.Bool // see attempt.mayForget
 }
 
@@ -129,7 +131,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}}}, nil
+	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}}, verified: &verifiedTokens{by: map[[32]byte]idClaims{}}}, nil
 }
 
 // Issuer is the issuer identifier, without a trailing slash.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -48,8 +49,9 @@ type Keys struct {
 	log   logrus.FieldLogger
 	now   func() time.Time
 
-	mu   sync.RWMutex
-	keys map[string][]signingKey // by algorithm, oldest first
+	mu         sync.RWMutex
+	keys       map[string][]signingKey // by algorithm, oldest first
+	generation atomic.Uint64           // grows with every change of keys
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -275,8 +277,11 @@ func (k *Keys) use(alg string, ring []signingKey) error {
 		}
 	}
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !slices.EqualFunc(old, ring, func(a, b signingKey) bool { return a.ID == b.ID }) {
+		k.generation.Add(1)
+	}
 	k.keys[alg] = ring
-	k.mu.Unlock()
 	return nil
 }
 

@@ -35,7 +35,9 @@ type Sessions struct {
 // known is what is kept in memory of a session: a hundred thousand have to fit.
 type known struct {
 	id, sub, username, name, email string
+	directory                      string
 	groups                         []string
+	authTime                       time.Time
 	created, lastUsed, ends        time.Time
 	browser                        bool
 	address, userAgent             string
@@ -102,11 +104,11 @@ func (l *Sessions) put(e store.Entry) {
 func readKnown(e store.Entry) (*known, error) {
 	k := &known{id: strings.TrimPrefix(e.Key, sessionPrefix), ends: e.Expires}
 	var rec struct {
-		Sub, Username, Name, Email, Address, UserAgent string
-		Groups                                         []string
-		Created, LastUsed                              time.Time
-		CookieHash                                     string
-		Families                                       map[string]struct {
+		Sub, Username, Name, Email, Directory, Address, UserAgent string
+		Groups                                                    []string
+		AuthTime, Created, LastUsed                               time.Time
+		CookieHash                                                string
+		Families                                                  map[string]struct {
 			Client   string
 			LastUsed time.Time
 		}
@@ -117,7 +119,7 @@ func readKnown(e store.Entry) (*known, error) {
 	one := func(s string) string { return unique.Make(s).Value() }
 	k.sub, k.username, k.name, k.email = one(rec.Sub), one(rec.Username), one(rec.Name), one(rec.Email)
 	k.address, k.userAgent, k.browser = one(rec.Address), one(rec.UserAgent), rec.CookieHash != ""
-	k.created, k.lastUsed = rec.Created, rec.LastUsed
+	k.directory, k.authTime, k.created, k.lastUsed = one(rec.Directory), rec.AuthTime, rec.Created, rec.LastUsed
 	for _, g := range rec.Groups {
 		k.groups = append(k.groups, one(g))
 	}
