@@ -21,7 +21,7 @@ import (
 
 const (
 	callTimeout    = 5 * time.Second        // of a call whose context has no deadline
-	attemptTimeout = 2 * time.Second        // of asking one member; then another one is asked
+	attemptTimeout = 2 * time.Second        // of asking one member, or half of what is left; then another one is asked
 	retryPause     = 50 * time.Millisecond  // before asking again
 	maxAnswer      = 64 << 20               // bytes of one answer; larger pages are asked for in halves
 	txnMethod      = "/etcdserverpb.KV/Txn" // gRPC's name of a write
@@ -71,7 +71,8 @@ func (s *Store) read(ctx context.Context, req *pb.RangeRequest) (*pb.RangeRespon
 	ctx, cancel := bounded(ctx)
 	defer cancel()
 	for {
-		attempt, end := context.WithTimeout(ctx, attemptTimeout)
+		deadline, _ := ctx.Deadline()
+		attempt, end := context.WithTimeout(ctx, max(min(attemptTimeout, time.Until(deadline)/2), 2*retryPause))
 		resp, err := s.kv.Range(attempt, req, callOptions()...)
 		end()
 		if err == nil {

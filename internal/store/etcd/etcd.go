@@ -122,7 +122,7 @@ func newClient(cfg Config, secure *tls.Config) (*clientv3.Client, error) {
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: 3 * time.Second,
 		Logger:               zap.NewNop(), // it logs every retry; what matters comes back as an error
-		DialOptions:          []grpc.DialOption{grpc.WithStatsHandler(watchSending{})},
+		DialOptions:          []grpc.DialOption{grpc.WithStatsHandler(watchSending{}), grpc.WithNoProxy()},
 	})
 }
 

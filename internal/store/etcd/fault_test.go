@@ -63,7 +63,7 @@ type acked struct {
 // the cluster. What was acknowledged stays; what was told to have not happened has
 // not; a caller that goes on after ErrUnknown by reading and by conditions loses and
 // doubles nothing; and no watch shows life that is over 5 s behind.
-// TABARD_SOAK_KILLS is how many faults there are.
+// There is a fault for every fifth of TABARD_SOAK_KILLS: one takes seconds.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	s := &storm{t: t, cluster: startCluster(t), never: map[string]bool{}, last: map[string]int{}, outcomes: map[string]int{}}
@@ -152,9 +152,12 @@ func (s *storm) faults() []fault {
 func (s *storm) strike(rng *rand.Rand) {
 	faults := s.faults()
 	order := rng.Perm(len(faults))
-	if n, _ := strconv.Atoi(os.Getenv("TABARD_SOAK_KILLS")); n > 0 {
-		order = nil
-		for range n {
+	if kills := os.Getenv("TABARD_SOAK_KILLS"); kills != "" {
+		n, err := strconv.Atoi(kills)
+		if err != nil {
+			s.t.Fatalf("TABARD_SOAK_KILLS: %v", err)
+		}
+		for len(order) < n/5 {
 			order = append(order, rng.IntN(len(faults)))
 		}
 	}
