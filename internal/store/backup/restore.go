@@ -179,9 +179,13 @@ func missing(key string) error {
 	return fmt.Errorf("%.80q of the backup is not in the store: check the disk, empty the store and begin again", key)
 }
 
-// end takes the marker away.
+// end takes the marker away. Whether that happened must be known: the next run would
+// find a store that is not empty.
 func (j *restore) end(ctx context.Context) error {
 	_, err := j.st.Txn(ctx, []store.Cond{{Key: store.RestoreKey, Revision: j.revision}}, []store.Op{{Key: store.RestoreKey, Delete: true}})
+	if errors.Is(err, store.ErrUnknown) && store.NotRestoring(ctx, j.st) == nil {
+		return nil
+	}
 	return err
 }
 
