@@ -67,7 +67,7 @@ func mixed(t testing.TB) *storetest.Faulty {
 	hour := time.Now().Add(time.Hour)
 	txn(t, st, op("a/1", ""), op("a/\x00\xff", "raw"), op("a/\"<&>\n", "escaped"), op("é/ü", "\x00\xff"), op("lease/sweep", "me"),
 		store.Op{Key: "c/later", Value: []byte("x"), Expires: hour}, store.Op{Key: "c/old", Value: []byte("x"), Expires: time.Now().Add(-time.Hour)})
-	for i := range 5 {
+	for i := range 8 {
 		var ops []store.Op
 		for j := range 50 {
 			ops = append(ops, op(fmt.Sprintf("m/%03d", i*50+j), strings.Repeat("m", 20*(i+j))))
@@ -97,7 +97,7 @@ func TestBackupAndRestore(t *testing.T) {
 	txn(t, from, op("l/2", strings.Repeat("y", 600_000)))
 	file, sum := saved(t, from)
 	_, rev, _ := from.List(t.Context(), "", "", 1)
-	if sum.Records != 259 || sum.Format != 2 || sum.Revision != rev || sum.Bytes != int64(len(file)) || time.Since(sum.Created) > time.Hour {
+	if sum.Records != 409 || sum.Format != 2 || sum.Revision != rev || sum.Bytes != int64(len(file)) || time.Since(sum.Created) > time.Hour {
 		t.Fatalf("%+v of a store at %d and a file of %d bytes", sum, rev, len(file))
 	}
 	read, err := backup.Verify(bytes.NewReader(file))
