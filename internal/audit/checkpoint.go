@@ -53,8 +53,11 @@ func mark(line []byte, act string) bool { return bytes.Contains(line, []byte(`"a
 // checkCheckpoint says what is wrong with the record r if it is a checkpoint. With keys,
 // signed is true for one that one of them signed.
 func checkCheckpoint(r record, line []byte, keys []ed25519.PublicKey) (is, signed bool, why string) {
+	if !mark(line, checkpointAct) {
+		return false, false, ""
+	}
 	var e Event
-	if !mark(line, checkpointAct) || json.Unmarshal(line, &e) != nil || e.Act != checkpointAct {
+	if json.Unmarshal(line, &e) != nil || e.Act != checkpointAct {
 		return false, false, ""
 	}
 	d := e.Detail

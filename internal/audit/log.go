@@ -336,6 +336,9 @@ func (l *Log) run(ctx context.Context) {
 	sign, tidy := time.NewTicker(l.cfg.CheckpointEvery), time.NewTicker(retainEvery)
 	defer sign.Stop()
 	defer tidy.Stop()
+	if l.since >= checkpointRecords { // of an older version
+		l.complain("write a checkpoint", l.checkpoint())
+	}
 	l.retain()
 	var due <-chan time.Time // when to sync what nobody waits for
 	for {

@@ -15,10 +15,16 @@ import (
 // "last" of its records, and the "hash" of the last, which the next file goes on from.
 const retentionAct = "audit.retention"
 
-// removal decodes line if it is the record of a removed file.
-func removal(line []byte) (e Event, ok bool) {
-	ok = mark(line, retentionAct) && json.Unmarshal(line, &e) == nil && e.Act == retentionAct
-	return e, ok
+// removal returns the details of line if it is the record of a removed file, or nil.
+func removal(line []byte) map[string]string {
+	if !mark(line, retentionAct) {
+		return nil
+	}
+	var e Event
+	if json.Unmarshal(line, &e) != nil || e.Act != retentionAct {
+		return nil
+	}
+	return e.Detail
 }
 
 // retain removes the files that need not be kept, the oldest first.

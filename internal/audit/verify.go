@@ -180,10 +180,10 @@ func (v *verifier) special(p *part, r record, line []byte) string {
 	if signed {
 		p.signed = r.seq
 	}
-	if e, ok := removal(line); ok && e.Detail["last"] == strconv.FormatUint(v.First-1, 10) {
-		var h hash
-		if member([]byte(e.Detail["hash"]), "", "", &h) {
-			p.removed = &h
+	if d := removal(line); d != nil && d["last"] == strconv.FormatUint(v.First-1, 10) {
+		h := new(hash)
+		if member([]byte(d["hash"]), "", "", h) {
+			p.removed = h
 		}
 	}
 	return why
