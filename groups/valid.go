@@ -17,7 +17,7 @@ const (
 	maxName = 128  // runes of a group's name
 	maxText = 1024 // bytes of a description, a reason, or a member's name
 	// maxID is what the longest name leaves of a key; in bytes.
-	maxID = store.MaxKey - maxName*utf8.UTFMax - len(keyPrefix+"//"+KindDirectoryGroup)
+	maxID = store.MaxKey - maxName*utf8.UTFMax - 64
 )
 
 // invalid is ErrInvalid with what is wrong, in words for who asked.
