@@ -34,7 +34,7 @@ func (s *Site) listGroups(w http.ResponseWriter, r *http.Request, v visitor) err
 }
 
 func (s *Site) renderGroups(w http.ResponseWriter, r *http.Request, status int, v visitor, data groupsPage) error {
-	all, err := s.groups.List(r.Context(), v.actor)
+	all, _, err := s.groups.List(r.Context(), v.actor, groups.Filter{}, groups.Page{})
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 		return err
 	}
 	name, description := strings.TrimSpace(r.PostForm.Get("name")), strings.TrimSpace(r.PostForm.Get("description"))
-	g, err := s.groups.Create(r.Context(), v.actor, name, description)
+	g, err := s.groups.Create(r.Context(), v.actor, groups.Settings{Name: name, Description: description})
 	if f := explain(err); err != nil && correctable(f) {
 		return s.renderGroups(w, r, f.Status, v, groupsPage{Name: name, Description: description, Error: f.Title, Detail: f.Detail})
 	} else if err != nil {
@@ -72,6 +72,7 @@ func correctable(f fault) bool {
 // groupPageData is one group with the form to add a member.
 type groupPageData struct {
 	groups.Group
+	Listed        []groups.Member
 	Add           addForm
 	Error, Detail string
 	Lifetimes     []lifetime
@@ -105,6 +106,9 @@ func (s *Site) showGroup(w http.ResponseWriter, r *http.Request, v visitor) erro
 func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v visitor, data groupPageData) error {
 	var err error
 	if data.Group, err = s.groups.Get(r.Context(), v.actor, r.PathValue("name")); err != nil {
+		return err
+	}
+	if data.Listed, _, err = s.groups.Members(r.Context(), v.actor, data.Name, groups.MemberFilter{}, groups.Page{}); err != nil {
 		return err
 	}
 	data.Lifetimes = lifetimes
@@ -175,7 +179,8 @@ func addMember(ctx context.Context, g *groups.Service, find FindPerson, a groups
 		}
 		m.Kind, m.ID, m.Name = groups.KindPerson, p.Sub(), p.Username
 	}
-	return g.Add(ctx, a, group, m)
+	_, err := g.Add(ctx, a, group, 0, m)
+	return err
 }
 
 func (s *Site) confirmRemove(w http.ResponseWriter, r *http.Request, v visitor) error {
@@ -183,13 +188,11 @@ func (s *Site) confirmRemove(w http.ResponseWriter, r *http.Request, v visitor) 
 	if err != nil {
 		return err
 	}
-	kind, id := groups.Kind(r.URL.Query().Get("kind")), r.URL.Query().Get("id")
-	for _, m := range g.Members {
-		if m.Kind == kind && m.ID == id {
-			return s.render(w, http.StatusOK, "confirm", s.confirmRemoval(v, g, m))
-		}
+	m, err := s.groups.Member(r.Context(), v.actor, g.Name, groups.Kind(r.URL.Query().Get("kind")), r.URL.Query().Get("id"))
+	if err != nil {
+		return err
 	}
-	return fmt.Errorf("member %s of %s: %w", id, g.Name, groups.ErrNotFound)
+	return s.render(w, http.StatusOK, "confirm", s.confirmRemoval(v, g, m))
 }
 
 func (s *Site) confirmRemoval(v visitor, g groups.Group, m groups.Member) page {
@@ -212,7 +215,7 @@ func (s *Site) removeMember(w http.ResponseWriter, r *http.Request, v visitor) e
 		return err
 	}
 	name := r.PathValue("name")
-	err := s.groups.Remove(r.Context(), v.actor, name, groups.Kind(r.PostForm.Get("kind")), r.PostForm.Get("id"))
+	_, err := s.groups.Remove(r.Context(), v.actor, name, 0, groups.Kind(r.PostForm.Get("kind")), r.PostForm.Get("id"))
 	if err != nil {
 		return err
 	}
@@ -225,7 +228,7 @@ func (s *Site) confirmDelete(w http.ResponseWriter, r *http.Request, v visitor) 
 		return err
 	}
 	effect := "It has no members: nobody loses anything. Bindings in clusters that name it stay, and give nothing."
-	if n := len(g.Members); n == 1 {
+	if n := g.Members; n == 1 {
 		effect = "Its one member loses it, and what clusters give it, with the next token. This cannot be undone."
 	} else if n > 1 {
 		effect = fmt.Sprintf("Its %d members lose it, and what clusters give it, with their next tokens. This cannot be undone.", n)
@@ -240,7 +243,7 @@ func (s *Site) confirmDelete(w http.ResponseWriter, r *http.Request, v visitor) 
 }
 
 func (s *Site) deleteGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := s.groups.Delete(r.Context(), v.actor, r.PathValue("name")); err != nil {
+	if err := s.groups.Delete(r.Context(), v.actor, r.PathValue("name"), 0, true); err != nil {
 		return err
 	}
 	return s.see(w, r, "/groups?did=deleted")

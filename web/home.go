@@ -34,14 +34,10 @@ func (s *Site) home(w http.ResponseWriter, _ *http.Request, v visitor) error {
 
 // accessOf lists what a session's person is in: local groups first, since those
 // end and can be asked about here.
-func accessOf(sess *idp.Session, local []groups.Membership) []access {
+func accessOf(sess *idp.Session, local []groups.Effective) []access {
 	all := make([]access, 0, len(local)+len(sess.Groups))
 	for _, m := range local {
-		a := access{Name: m.Group, Source: "local", By: m.Via.GrantedByName, Reason: m.Via.Reason, End: m.End}
-		if m.Via.Kind == groups.KindDirectoryGroup {
-			a.Via = m.Via.ID
-		}
-		all = append(all, a)
+		all = append(all, access{Name: m.Group, Source: "local", End: m.End})
 	}
 	for _, name := range sess.Groups {
 		all = append(all, access{Name: name, Source: "directory"})
