@@ -140,7 +140,7 @@ func listClusters(_ *http.Request, c caller) (int, any, error) {
 }
 
 func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
-	all, err := a.groups.List(r.Context(), c.actor)
+	all, _, err := a.groups.List(r.Context(), c.actor, groups.Filter{}, groups.Page{Limit: 1000})
 	if err != nil {
 		return 0, nil, err
 	}
@@ -161,7 +161,7 @@ func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {
 	if err := decode(r, &in); err != nil {
 		return 0, nil, err
 	}
-	g, err := a.groups.Create(r.Context(), c.actor, in.Name, in.Description)
+	g, err := a.groups.Create(r.Context(), c.actor, groups.Settings{Name: in.Name, Description: in.Description})
 	return http.StatusCreated, a.wire(g), err
 }
 
@@ -171,7 +171,7 @@ func (a *apiServer) getGroup(r *http.Request, c caller) (int, any, error) {
 }
 
 func (a *apiServer) deleteGroup(r *http.Request, c caller) (int, any, error) {
-	return http.StatusNoContent, nil, a.groups.Delete(r.Context(), c.actor, r.PathValue("name"))
+	return http.StatusNoContent, nil, a.groups.Delete(r.Context(), c.actor, r.PathValue("name"), 0, false)
 }
 
 func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
@@ -179,28 +179,29 @@ func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
 	if err := decode(r, &in); err != nil {
 		return 0, nil, err
 	}
-	m := groups.Member{Reason: in.Reason}
+	m := groups.Member{Ref: groups.Ref{Kind: groups.KindDirectoryGroup, ID: in.DirectoryGroup, Name: in.DirectoryGroup}, Reason: in.Reason}
 	if in.End != nil {
 		m.End = in.End.UTC()
 	}
-	name := r.PathValue("name")
-	if err := addMember(r.Context(), a.groups, a.idp.FindPerson, c.actor, name, in.Person, in.DirectoryGroup, m); err != nil {
-		return 0, nil, err
+	if in.Person != "" {
+		p, err := a.idp.FindPerson(r.Context(), in.Person)
+		if err != nil {
+			return 0, nil, err
+		}
+		m.Ref = groups.Ref{Kind: groups.KindPerson, ID: p.Sub(), Name: p.Username}
 	}
-	g, err := a.groups.Get(r.Context(), c.actor, name)
+	g, err := a.groups.Add(r.Context(), c.actor, r.PathValue("name"), 0, m)
 	return http.StatusOK, a.wire(g), err
 }
 
 func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
-	return http.StatusNoContent, nil, a.groups.Remove(r.Context(), c.actor, r.PathValue("name"), groups.Kind(r.PathValue("kind")), r.PathValue("id"))
+	_, err := a.groups.Remove(r.Context(), c.actor, r.PathValue("name"), 0, groups.Kind(r.PathValue("kind")), r.PathValue("id"))
+	return http.StatusNoContent, nil, err
 }
 
 // wire is g as the API tells it.
 func (a *apiServer) wire(g groups.Group) api.Group {
-	out := api.Group{Name: g.Name, Description: g.Description, Created: when(g.Created), MemberCount: len(g.Members)}
-	for _, m := range g.Members {
-		out.Members = append(out.Members, wireMember(m, a.now()))
-	}
+	out := api.Group{Name: g.Name, Description: g.Description, Created: when(g.Created), MemberCount: g.Members}
 	return out
 }
 

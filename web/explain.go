@@ -56,18 +56,27 @@ func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
 	}
 	for _, g := range x.Groups {
 		e := api.ExplainedGroup{Name: g.Name, Path: g.Path}
-		for _, m := range g.Through {
-			e.Through = append(e.Through, wireMember(m, now))
+		for _, p := range g.Paths {
+			e.Paths = append(e.Paths, wirePath(p, now))
 		}
 		out.Groups = append(out.Groups, e)
 	}
 	for _, l := range x.LeftOut {
 		e := api.LeftOut{Name: l.Name, DN: l.DN, Rule: l.Rule}
-		if l.Through != nil {
-			m := wireMember(*l.Through, now)
-			e.Through = &m
+		if l.Path != nil {
+			p := wirePath(*l.Path, now)
+			e.Path = &p
 		}
 		out.LeftOut = append(out.LeftOut, e)
+	}
+	return out
+}
+
+// wirePath is p as the API tells it.
+func wirePath(p groups.Path, now time.Time) api.Path {
+	out := api.Path{Clusters: p.Clusters, Begin: when(p.Begin), End: when(p.End)}
+	for _, st := range p.Steps {
+		out.Steps = append(out.Steps, api.Step{Group: st.Group, Member: wireMember(st.Member, now)})
 	}
 	return out
 }
@@ -75,7 +84,7 @@ func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
 // wireMember is m as the API tells it.
 func wireMember(m groups.Member, now time.Time) api.Member {
 	return api.Member{
-		Kind: string(m.Kind), ID: m.ID, Name: m.Name, End: when(m.End),
+		Kind: string(m.Kind), ID: m.ID, Name: m.Name, Begin: when(m.Begin), End: when(m.End),
 		Ended: !m.End.IsZero() && !m.End.After(now), Reason: m.Reason,
 		GrantedBy: m.GrantedBy, GrantedByName: m.GrantedByName, GrantedAt: when(m.GrantedAt),
 	}

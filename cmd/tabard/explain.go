@@ -59,8 +59,8 @@ func explanationRows(x api.Explanation) [][]string {
 	}
 	for _, l := range x.LeftOut {
 		what := l.DN
-		if l.Through != nil {
-			what, _ = membership(*l.Through)
+		if l.Path != nil {
+			what = l.Path.Steps[0].Member.Name
 		}
 		rows = append(rows, []string{l.Name, l.Rule, what})
 	}
@@ -104,8 +104,8 @@ func whyRows(g api.ExplainedGroup) [][]string {
 	if len(g.Path) > 0 {
 		rows = append(rows, []string{g.Name, strings.Join(g.Path, " > "), "with the directory"})
 	}
-	for _, m := range g.Through {
-		why, until := membership(m)
+	for _, p := range g.Paths {
+		why, until := membership(p.Steps[0].Member)
 		rows = append(rows, []string{g.Name, why, until})
 	}
 	return rows

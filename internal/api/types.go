@@ -47,6 +47,7 @@ type Group struct {
 const (
 	KindPerson         = "person"
 	KindDirectoryGroup = "directoryGroup"
+	KindGroup          = "group"
 )
 
 // Member is a membership of a local group.
@@ -54,7 +55,8 @@ type Member struct {
 	Kind          string     `json:"kind"` // KindPerson or KindDirectoryGroup
 	ID            string     `json:"id"`   // sub of a person, prefixed name of a directory group
 	Name          string     `json:"name,omitempty"`
-	End           *time.Time `json:"end,omitempty"` // absent: until removed
+	Begin         *time.Time `json:"begin,omitempty"` // absent: at once
+	End           *time.Time `json:"end,omitempty"`   // absent: until removed
 	Ended         bool       `json:"ended,omitempty"`
 	Reason        string     `json:"reason,omitempty"`
 	GrantedBy     string     `json:"grantedBy,omitempty"`
