@@ -33,8 +33,9 @@ var (
 const (
 	maxField      = 1 << 10 // bytes of one string of an event; the rest is cut off
 	maxDetails    = 32      // entries of Detail; no line comes near 1 MiB
-	maxGroup      = 256     // events that share one fsync
-	maxGroupBytes = 1 << 20 // and their lines, but for the last
+	maxEvents     = 1_000   // of one AppendAll
+	maxGroup      = 256     // events that share one fsync, but for the last request's
+	maxGroupBytes = 1 << 20 // and their lines, likewise
 
 	soon = time.Second // how late a record may be synced that nobody waits for
 )
@@ -165,30 +166,57 @@ func (l *Log) Close() error {
 	return l.closeErr
 }
 
-// request is one event on its way to the file.
+// request is what one caller brings to the file.
 type request struct {
-	body   []byte // the event's JSON without seq and time
-	soon   bool   // see Event
+	bodies [][]byte // each event's JSON without seq and time
+	size   int      // of them all, bytes
+	soon   bool     // see Event
 	taken  atomic.Bool
 	answer chan error // holds one
 }
 
 // Append adds e to the trail, with seq, time and what is missing of the origin that
-// ctx carries, and returns when it is durable, or written if e.Soon. Long strings are cut. After an error
-// the act must not go on; if ctx ended or the disk failed meanwhile, the event may
-// be in the trail all the same.
+// ctx carries, and returns when it is durable, or written if e.Soon. Long strings are
+// cut. After an error the act must not go on; if ctx ended or the disk failed
+// meanwhile, the event may be in the trail all the same.
 func (l *Log) Append(ctx context.Context, e Event) error {
-	r, err := newRequest(ctx, e)
-	if err == nil {
-		err = l.submit(ctx, r)
-	}
-	if err != nil {
+	if err := l.append(ctx, e); err != nil {
 		return fmt.Errorf("write audit event %.80q: %w", e.Act, err)
 	}
 	return nil
 }
 
-func newRequest(ctx context.Context, e Event) (*request, error) {
+// AppendAll is Append for up to 1,000 events, ErrInvalid for more: they follow each
+// other in the chain, and are durable together unless all are Soon. Where it fails,
+// none is in the trail, or after a crash or the end of ctx perhaps the first few or all.
+func (l *Log) AppendAll(ctx context.Context, events []Event) error {
+	if len(events) == 0 {
+		return nil
+	}
+	err := fmt.Errorf("more than %d: %w", maxEvents, ErrInvalid)
+	if len(events) <= maxEvents {
+		err = l.append(ctx, events...)
+	}
+	if err != nil {
+		return fmt.Errorf("write %d audit events: %w", len(events), err)
+	}
+	return nil
+}
+
+func (l *Log) append(ctx context.Context, events ...Event) error {
+	r := &request{soon: true, answer: make(chan error, 1)}
+	for _, e := range events {
+		body, err := encode(ctx, e)
+		if err != nil {
+			return err
+		}
+		r.bodies, r.size, r.soon = append(r.bodies, body), r.size+len(body), r.soon && e.Soon
+	}
+	return l.submit(ctx, r)
+}
+
+// encode returns e's JSON without seq and time.
+func encode(ctx context.Context, e Event) ([]byte, error) {
 	if e.Act == "" {
 		return nil, fmt.Errorf("no act: %w", ErrInvalid)
 	}
@@ -201,12 +229,11 @@ func newRequest(ctx context.Context, e Event) (*request, error) {
 	e.RequestID = cmp.Or(e.RequestID, o.RequestID)
 	bound(&e)
 	// The outer fields hide those of Event, which the writer puts in front.
-	body, err := json.Marshal(struct {
+	return json.Marshal(struct {
 		Event
 		Seq  *struct{} `json:"seq,omitempty"`
 		Time *struct{} `json:"time,omitempty"`
 	}{Event: e})
-	return &request{body: body, soon: e.Soon, answer: make(chan error, 1)}, err
 }
 
 // bound cuts what somebody else may have made long.
@@ -312,13 +339,13 @@ func (l *Log) sync() error {
 // collect takes first and what is queued behind it, up to the bounds of a group.
 func (l *Log) collect(first *request) []*request {
 	var group []*request
-	size := 0
+	events, size := 0, 0
 	for r := first; ; {
 		if r.take() {
 			group = append(group, r)
-			size += len(r.body)
+			events, size = events+len(r.bodies), size+r.size
 		}
-		if len(group) == maxGroup || size > maxGroupBytes {
+		if events >= maxGroup || size > maxGroupBytes {
 			return group
 		}
 		select {
@@ -342,7 +369,9 @@ func (l *Log) write(group []*request) error {
 	end := l.tail
 	var lines []byte
 	for _, r := range group {
-		lines, end = appendLine(lines, end, now, r.body)
+		for _, body := range r.bodies {
+			lines, end = appendLine(lines, end, now, body)
+		}
 	}
 	_, err := l.f.WriteAt(lines, l.size)
 	waits := slices.ContainsFunc(group, func(r *request) bool { return !r.soon })

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -130,6 +131,65 @@ func TestAppend(t *testing.T) {
 	if info, _ := os.Stat(l.cfg.Dir); info.Mode().Perm() != 0o700 {
 		t.Error(info.Mode())
 	}
+}
+
+// TestAppendAll has writers of batches and of single events: each batch is whole and
+// in one piece.
+func TestAppendAll(t *testing.T) {
+	l := openTest(t, Config{MaxFileBytes: 20_000})
+	ctx := WithOrigin(t.Context(), Origin{RequestID: "r"})
+	const writers, each, batch = 8, 6, 40
+	var wg sync.WaitGroup
+	for w := range writers {
+		wg.Go(func() {
+			for i := range each {
+				events := make([]Event, batch)
+				for n := range events {
+					events[n] = Event{Act: "batch", Who: fmt.Sprint(w), On: fmt.Sprint(i*batch + n), Outcome: Done, Soon: w == 0}
+				}
+				if err := errors.Join(l.AppendAll(ctx, events), l.Append(ctx, Event{Act: "one", Outcome: Done})); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	mustVerify(t, l.cfg.Dir, 1, writers*each*(batch+1))
+	next := map[string]int{}
+	left, who := 0, ""
+	for _, e := range events(t, l.cfg.Dir) {
+		if e.RequestID != "r" || left > 0 && e.Who != who || left == 0 && e.Act == "batch" && next[e.Who]%batch != 0 {
+			t.Fatalf("record %d: %+v inside a batch of %s", e.Seq, e, who)
+		}
+		if e.Act == "one" {
+			continue
+		}
+		if left == 0 {
+			left, who = batch, e.Who
+		}
+		if left--; e.On != fmt.Sprint(next[who]) {
+			t.Fatalf("record %d of writer %s is %s, want %d", e.Seq, who, e.On, next[who])
+		}
+		next[who]++
+	}
+}
+
+func TestAppendAllRefuses(t *testing.T) {
+	l := openTest(t, Config{})
+	one := Event{Act: "a", Outcome: Done}
+	for _, events := range [][]Event{slices.Repeat([]Event{one}, maxEvents+1), {one, {}}} {
+		if err := l.AppendAll(t.Context(), events); !errors.Is(err, ErrInvalid) {
+			t.Error(err)
+		}
+	}
+	if err := l.AppendAll(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	mustVerify(t, l.cfg.Dir, 0, 0)
+	if err := l.AppendAll(t.Context(), slices.Repeat([]Event{one}, maxEvents)); err != nil {
+		t.Error(err)
+	}
+	mustVerify(t, l.cfg.Dir, 1, maxEvents)
 }
 
 // TestSoon: a record that nobody waits for is in the file and the chain like any
