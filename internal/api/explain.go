@@ -71,6 +71,7 @@ type Path struct {
 	Clusters []string   `json:"clusters,omitempty"` // that the group counts on; absent: all
 	Begin    *time.Time `json:"begin,omitempty"`    // the latest of its steps
 	End      *time.Time `json:"end,omitempty"`      // the earliest of its steps; absent: none ends
+	Counts   bool       `json:"counts"`             // now: it has begun and has not ended
 }
 
 // Step is one membership on a path: Member is in Group.
