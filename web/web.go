@@ -43,6 +43,7 @@ type Site struct {
 	cfg     Config
 	idp     *idp.Service
 	groups  *groups.Service
+	people  directoryMembers // nil: directory groups are not opened up
 	log     logrus.FieldLogger
 	pages   map[string]*template.Template
 	assets  map[string]asset
@@ -60,6 +61,7 @@ func New(cfg Config, svc *idp.Service, local *groups.Service, log logrus.FieldLo
 		cfg.Now = time.Now
 	}
 	s := &Site{cfg: cfg, idp: svc, groups: local, log: log, csrf: http.NewCrossOriginProtection()}
+	s.people, _ = any(svc).(directoryMembers)
 	var err error
 	if s.assets, err = loadAssets(); err != nil {
 		return nil, err
@@ -101,6 +103,9 @@ func (s *Site) routes() []route {
 		{"POST", "/groups", s.member(s.createGroup)},
 		{"GET", "/groups/{name}", s.member(s.showGroup)},
 		{"POST", "/groups/{name}/members", s.member(s.addMember)},
+		{"GET", "/groups/{name}/everyone", s.member(s.showEveryone)},
+		{"GET", "/groups/{name}/edit", s.member(s.showSettings)},
+		{"POST", "/groups/{name}/edit", s.member(s.saveSettings)},
 		{"GET", "/groups/{name}/remove", s.member(s.confirmRemove)},
 		{"POST", "/groups/{name}/remove", s.member(s.removeMember)},
 		{"GET", "/groups/{name}/delete", s.member(s.confirmDelete)},
