@@ -1,22 +1,14 @@
 package groups
 
 import (
-	"context"
-	"errors"
-	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/sirupsen/logrus"
 
 	"github.com/tabard-id/tabard/internal/store"
-)
-
-const (
-	staleAfter = 5 * time.Second  // how long the index may go without word from the store
-	loadIn     = 60 * time.Second // how long loading it may take
 )
 
 // index holds in memory who is in what until when, and the groups' settings, kept
@@ -37,10 +29,7 @@ type index struct {
 	byName map[string]named
 	names  []string // keys of byName, sorted
 
-	revision int64     // everything up to here is in the index
-	need     int64     // below this it is pieced together from different moments
-	heard    time.Time // when the store last gave a sign of life
-	moved    chan struct{}
+	need int64 // below this revision the index may be of different moments
 }
 
 type node struct {
@@ -68,47 +57,46 @@ type named struct{ id, skeleton string }
 
 func newIndex(log logrus.FieldLogger) *index {
 	return &index{
-		log: log, moved: make(chan struct{}),
+		log: log,
 		ids: map[string]int32{}, nested: map[int32][]int32{}, byName: map[string]named{},
 	}
 }
 
-// load fills the index from the store. Its pages may be of different revisions, of
-// which the first counts: a watch from there on makes up for the rest, and until it
-// has the index is stale. Where load fails the index stays as it was.
-func (x *index) load(ctx context.Context, st store.Store) error {
-	ctx, cancel := context.WithTimeout(ctx, loadIn)
-	defer cancel()
+// Replace implements store.Target. The records may be of different moments: until the
+// events of the latest of them were applied, which makes them of one, the index is
+// stale. What was deleted meanwhile may be missing already, which denies at worst.
+func (x *index) Replace(records iter.Seq2[store.Entry, error]) error {
 	fresh := newIndex(x.log)
-	began := time.Now()
-	var first, last int64
-	for from := ""; ; {
-		entries, revision, err := st.List(ctx, keyPrefix, from, store.MaxList)
+	for e, err := range records {
 		if err != nil {
-			return fmt.Errorf("list groups: %w", err)
+			return err
 		}
-		if from == "" {
-			first = revision
-		}
-		last = revision
-		for _, e := range entries {
-			fresh.apply(store.Event{Entry: e}, true)
-		}
-		if len(entries) < store.MaxList {
-			break
-		}
-		from = entries[len(entries)-1].Key + "\x00"
+		fresh.apply(store.Event{Entry: e}, true)
+		fresh.need = max(fresh.need, e.Revision)
 	}
 	fresh.compact()
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if first < x.revision { // it would bring back what has been removed
-		return fmt.Errorf("the store lists groups as of revision %d, but was at %d before: restart tabard if it was restored", first, x.revision)
-	}
 	x.ids, x.nodes, x.free, x.nested = fresh.ids, fresh.nodes, fresh.free, fresh.nested
-	x.byName, x.names, x.need = fresh.byName, fresh.names, last
-	x.advance(first, began)
+	x.byName, x.names, x.need = fresh.byName, fresh.names, fresh.need
 	return nil
+}
+
+// Apply implements store.Target: revision by revision, so that no reader waits for
+// all of it.
+func (x *index) Apply(events []store.Event) {
+	for len(events) > 0 {
+		n := slices.IndexFunc(events, func(e store.Event) bool { return e.Revision != events[0].Revision })
+		if n < 0 {
+			n = len(events)
+		}
+		x.mu.Lock()
+		for _, e := range events[:n] {
+			x.apply(e, false)
+		}
+		x.mu.Unlock()
+		events = events[n:]
+	}
 }
 
 // compact gives back what growing took.
@@ -275,85 +263,3 @@ func (x *index) nameOf(id string) string {
 	}
 	return ""
 }
-
-// take puts a batch into the index, revision by revision, so that nobody waits for
-// all of it.
-func (x *index) take(b store.Batch) {
-	for events := b.Events; len(events) > 0; {
-		n := slices.IndexFunc(events, func(e store.Event) bool { return e.Revision != events[0].Revision })
-		if n < 0 {
-			n = len(events)
-		}
-		x.mu.Lock()
-		for _, e := range events[:n] {
-			x.apply(e, false)
-		}
-		x.advance(events[0].Revision, time.Now())
-		x.mu.Unlock()
-		events = events[n:]
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.advance(b.Revision, time.Now())
-}
-
-// advance notes that everything up to revision was in at a time. The caller holds
-// the lock.
-func (x *index) advance(revision int64, at time.Time) {
-	x.heard = at
-	if revision > x.revision {
-		x.revision = revision
-		close(x.moved)
-		x.moved = make(chan struct{})
-	}
-}
-
-// follow keeps the index current, from the revision that it is at, until ctx ends or
-// the watch breaks or falls silent.
-func (x *index) follow(ctx context.Context, st store.Store) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	x.mu.RLock()
-	after := x.revision
-	x.mu.RUnlock()
-	batches, err := st.Watch(ctx, keyPrefix, after)
-	if err != nil {
-		return fmt.Errorf("watch groups: %w", err)
-	}
-	silent := time.NewTimer(staleAfter)
-	defer silent.Stop()
-	for {
-		select {
-		case b, open := <-batches:
-			if !open {
-				return errors.New("the watch on groups ended")
-			}
-			x.take(b)
-			silent.Reset(staleAfter)
-		case <-silent.C:
-			return fmt.Errorf("the watch on groups was silent for %v", staleAfter)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// reached waits until everything up to revision is in the index.
-func (x *index) reached(ctx context.Context, revision int64) error {
-	for {
-		x.mu.RLock()
-		done, moved := x.revision >= revision, x.moved
-		x.mu.RUnlock()
-		if done {
-			return nil
-		}
-		select {
-		case <-moved:
-		case <-ctx.Done():
-			return fmt.Errorf("wait for the group index: %w", ctx.Err())
-		}
-	}
-}
-
-// stale reports whether the index may be behind. The caller holds the lock.
-func (x *index) stale() bool { return x.revision < x.need || time.Since(x.heard) > staleAfter }

@@ -29,14 +29,16 @@ type lanes struct {
 	mu     sync.Mutex
 	open   map[string]*lane // by id of the group
 	closed bool
+	work   sync.WaitGroup
 }
 
 type lane struct{ waiting []*change }
 
 func (l *lanes) close() {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.closed = true
+	l.mu.Unlock()
+	l.work.Wait()
 }
 
 // change is one change to a group on its way through the group's lane.
@@ -130,7 +132,7 @@ func (s *Service) enqueue(group string, c *change) error {
 	if l == nil {
 		l = &lane{}
 		s.lanes.open[group] = l
-		s.workers.Go(func() { s.drive(group, l) })
+		s.lanes.work.Go(func() { s.drive(group, l) })
 	}
 	l.waiting = append(l.waiting, c)
 	return nil

@@ -14,7 +14,7 @@ func (s *Service) Of(sub string, directoryGroups []string, now time.Time) ([]Eff
 	x := s.index
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if x.stale() {
+	if s.stale() {
 		return nil, ErrStale
 	}
 	ends := x.reach(x.starts(sub, directoryGroups), now.UnixMicro())

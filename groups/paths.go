@@ -174,7 +174,7 @@ func (s *Service) tracesUp(sub string, directoryGroups []string) ([]trace, error
 	x := s.index
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if x.stale() {
+	if s.stale() {
 		return nil, ErrStale
 	}
 	routes := x.routes(x.starts(sub, directoryGroups), nil, time.Now().UnixMicro())

@@ -88,7 +88,7 @@ func (s *Service) List(ctx context.Context, a Actor, f Filter, p Page) (list []G
 	x := s.index
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	if x.stale() {
+	if s.stale() {
 		return nil, "", ErrStale
 	}
 	list = []Group{}
@@ -282,7 +282,7 @@ func (s *Service) Containing(a Actor, name string) []string {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	g := x.named(name)
-	if g == nil || x.stale() || !s.rights(a, g.id, g.Settings).See {
+	if g == nil || s.stale() || !s.rights(a, g.id, g.Settings).See {
 		return nil
 	}
 	return x.containing(g.id, func(in *indexed) bool { return s.rights(a, in.id, in.Settings).See })

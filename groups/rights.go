@@ -108,7 +108,7 @@ func judge(r Rights, name string, need func(Rights) bool) error {
 func (s *Service) find(a Actor, name string, need func(Rights) bool) (Group, error) {
 	s.index.mu.RLock()
 	defer s.index.mu.RUnlock()
-	if s.index.stale() {
+	if s.stale() {
 		return Group{}, ErrStale
 	}
 	g := s.index.named(name)
@@ -152,7 +152,7 @@ func (s *Service) RightsOn(a Actor, name string) Rights {
 	s.index.mu.RLock()
 	defer s.index.mu.RUnlock()
 	g := s.index.named(name)
-	if g == nil || s.index.stale() {
+	if g == nil || s.stale() {
 		return Rights{}
 	}
 	return s.rights(a, g.id, g.Settings)

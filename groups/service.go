@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -20,12 +19,10 @@ type Service struct {
 	store store.Store
 	trail Trail
 	cfg   Config
-	log   logrus.FieldLogger
 	index *index
 	lanes lanes
 
-	stop    context.CancelFunc
-	workers sync.WaitGroup
+	follower *store.Follower // keeps the index current
 }
 
 // Open loads the groups and keeps them current until Close. ErrInvalid where cfg
@@ -34,14 +31,12 @@ func Open(ctx context.Context, st store.Store, trail Trail, cfg Config, log logr
 	if slices.Contains(cfg.Reserved, "") {
 		return nil, fmt.Errorf("%w: a directory's prefix is empty", ErrInvalid)
 	}
-	s := &Service{store: st, trail: trail, cfg: cfg, log: log, index: newIndex(log)}
-	if err := s.index.load(ctx, st); err != nil {
+	s := &Service{store: st, trail: trail, cfg: cfg, index: newIndex(log)}
+	s.lanes.open = map[string]*lane{}
+	var err error
+	if s.follower, err = store.Follow(ctx, st, keyPrefix, s.index, log); err != nil {
 		return nil, err
 	}
-	run, stop := context.WithCancel(context.Background())
-	s.stop = stop
-	s.lanes.open = map[string]*lane{}
-	s.workers.Go(func() { s.run(run) })
 	if err := s.heard(ctx, s.index.need); err != nil {
 		s.Close()
 		return nil, err
@@ -49,51 +44,27 @@ func Open(ctx context.Context, st store.Store, trail Trail, cfg Config, log logr
 	return s, nil
 }
 
-// Close ends the watch, and waits for it and for changes under way.
+// Close waits for changes under way, and ends the watch.
 func (s *Service) Close() {
 	s.lanes.close()
-	s.stop()
-	s.workers.Wait()
+	s.follower.Close()
 }
 
-// run follows the store; where the watch breaks it loads anew, a little later each
-// time. Until then the index grows stale and Of denies. Where loading fails it
-// follows from where it was, never from further back: that would bring back what
-// has been removed.
-func (s *Service) run(ctx context.Context) {
-	const shortest, longest = 50 * time.Millisecond, 2 * time.Second
-	for pause := shortest; ; pause = min(2*pause, longest) {
-		began := time.Now()
-		err := s.index.follow(ctx, s.store)
-		if ctx.Err() != nil {
-			return
-		}
-		s.log.WithError(err).Warn("groups: loading anew")
-		if time.Since(began) > time.Minute {
-			pause = shortest
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-		if err := s.index.load(ctx, s.store); err != nil && ctx.Err() == nil {
-			s.log.WithError(err).Error("groups: loading failed, trying again")
-		}
-	}
-}
+// stale reports whether the index may be behind: deny then. The caller holds its
+// lock.
+func (s *Service) stale() bool { return s.follower.Stale() || s.follower.Revision() < s.index.need }
 
 const (
 	noteIn  = 10 * time.Second // how long a record of the trail may take
 	writeIn = 10 * time.Second // how long one write to the store may take
-	heardIn = staleAfter       // how long the index may take to hear of a write
+	heardIn = store.StaleAfter // how long the index may take to hear of a write
 )
 
 // heard waits until the index has what was written at a revision.
 func (s *Service) heard(ctx context.Context, revision int64) error {
 	ctx, cancel := context.WithTimeout(ctx, heardIn)
 	defer cancel()
-	return s.index.reached(ctx, revision)
+	return s.follower.Reached(ctx, revision)
 }
 
 // act is the one way to change a group: refused says that they may not or that it
