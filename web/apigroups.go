@@ -143,7 +143,6 @@ func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
 	return http.StatusOK, list, err
 }
 
-// createGroup looks nobody up for who may not create: groups refuses them.
 func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {
 	var in api.Settings
 	if err := decode(r, &in); err != nil {
@@ -154,10 +153,8 @@ func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	set := groups.Settings{Name: in.Name, Description: in.Description, Clusters: in.Clusters, Labels: in.Labels, Requestable: in.Requestable}
-	if c.me.Admin {
-		if set.Owners, err = a.owners(r.Context(), c, in.Owners, nil); err != nil {
-			return 0, nil, err
-		}
+	if set.Owners, err = a.owners(r.Context(), c, in.Owners, groups.Group{}); err != nil {
+		return 0, nil, err
 	}
 	g, err := a.groups.Create(r.Context(), c.actor, set)
 	if errors.Is(err, groups.ErrExists) && anything {
@@ -284,8 +281,8 @@ func (a *apiServer) change(ctx context.Context, c caller, current groups.Group, 
 		case "owners":
 			ch.Owners = &[]groups.Ref{}
 			var refs []api.Ref
-			if err = member(key, raw, &refs); err == nil && a.groups.RightsOn(c.actor, current.Name).Admin {
-				*ch.Owners, err = a.owners(ctx, c, refs, current.Owners)
+			if err = member(key, raw, &refs); err == nil {
+				*ch.Owners, err = a.owners(ctx, c, refs, current)
 			}
 		case "labels":
 			merged = !null
@@ -331,16 +328,22 @@ func mergeLabels(labels map[string]string, raw json.RawMessage) (*map[string]str
 }
 
 // owners resolves refs as requests name them. Those that are owners already are kept
-// as they are, so that somebody who left the directory is in nobody's way.
-func (a *apiServer) owners(ctx context.Context, c caller, refs []api.Ref, current []groups.Ref) ([]groups.Ref, error) {
+// as they are, so that somebody who left the directory is in nobody's way. Nobody is
+// looked up for who may not change them: groups refuses it.
+func (a *apiServer) owners(ctx context.Context, c caller, refs []api.Ref, current groups.Group) ([]groups.Ref, error) {
 	if len(refs) > maxLookups {
 		return nil, errTooLarge
 	}
+	may := c.me.Admin || a.groups.RightsOn(c.actor, current.Name).Admin
 	out := make([]groups.Ref, 0, len(refs))
 	for _, in := range refs {
 		same := func(r groups.Ref) bool { return string(r.Kind) == in.Kind && r.ID == in.ID }
-		if i := slices.IndexFunc(current, same); i >= 0 {
-			out = append(out, current[i])
+		if i := slices.IndexFunc(current.Owners, same); i >= 0 {
+			out = append(out, current.Owners[i])
+			continue
+		}
+		if !may {
+			out = append(out, groups.Ref{Kind: groups.KindPerson, ID: "unresolved"})
 			continue
 		}
 		ref, err := a.resolve(ctx, c, groups.Kind(in.Kind), in.ID, in.Name)

@@ -15,10 +15,10 @@ import (
 )
 
 const (
-	maxEveryone  = 10_000 // of one answer of everyone
-	maxOpened = 50     // directory groups that one answer opens up
+	maxEveryone     = 10_000 // of one answer of everyone
+	maxOpened       = 50     // directory groups that one answer opens up
 	maxOpenedPeople = 1_000  // of one directory group
-	pickList  = 20     // people that are offered as somebody types
+	pickList        = 20     // people that are offered as somebody types
 )
 
 // peopleFinder searches the directories for people. Of what is more than limit, or of a

@@ -61,14 +61,14 @@ Claim                sub                                                       c
 
 GROUP IN THE TOKEN   WHY                                                       UNTIL
 corp:all-devs        cn=devs,ou=groups,dc=example,dc=org > cn=all-devs,ou=groups,dc=example,dc=org with the directory
-platform             member through corp:devs, added by operator at TIME       removed
-platform             member, added by operator at TIME: on call                TIME
+platform             alice → platform, added by operator at TIME: on call      TIME
+platform             corp:devs → platform, added by operator at TIME           removed
 
 LEFT OUT             RULE                                                      WHAT
 corp:devs            not in clusters[prod].groups.include                      cn=devs,ou=groups,dc=example,dc=org
 corp:devs-old        groups.exclude[0] *-old                                   cn=devs-old,ou=groups,dc=example,dc=org
-late                 ends at TIME: less than tokens.minLifetime (1m0s) is left member, added by operator at TIME
-night                clusters[prod].groups.exclude[0] night                    member, added by operator at TIME
+late                 ends at TIME: less than tokens.minLifetime (1m0s) is left alice → late
+night                clusters[prod].groups.exclude[0] night                    alice → night
 
 QUERY                TIME                                                      ENTRIES BASE FILTER
 `
