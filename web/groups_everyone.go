@@ -1,13 +1,11 @@
 package web
 
 import (
-	"context"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 
-	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 )
 
@@ -15,12 +13,6 @@ const (
 	maxReach  = 500 // people and directory groups of one page
 	maxPeople = 200 // of one directory group
 )
-
-// directoryMembers lists the people of a directory group, named with its prefix: at
-// most limit; more says that there are others.
-type directoryMembers interface {
-	DirectoryMembers(ctx context.Context, group string, limit int) (people []directory.Person, more bool, err error)
-}
 
 // everyonePage is everyone who gets a group.
 type everyonePage struct {

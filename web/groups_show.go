@@ -116,8 +116,12 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 	return s.render(w, status, "group", p)
 }
 
-// ownWays is how the visitor is in a group, or will be; what has ended is left out.
+// ownWays is how the visitor is in a group, or will be another way; what has ended is
+// left out.
 func (s *Site) ownWays(ctx context.Context, v visitor, group string) ([]pathView, error) {
+	if !slices.Contains(v.actor.Groups, group) {
+		return nil, nil
+	}
 	all, err := s.groups.Why(ctx, v.sess.Sub, v.sess.Groups)
 	if err != nil {
 		return nil, fmt.Errorf("why %s is in %q: %w", v.sess.Sub, group, err)

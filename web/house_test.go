@@ -106,6 +106,26 @@ func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Expla
 	return x, err
 }
 
+// DirectoryMembers is everybody, for each group.
+func (d *people) DirectoryMembers(_ context.Context, _ string, limit int) (all []directory.Person, cut bool, err error) {
+	if d.down.Load() {
+		return nil, false, directory.ErrUnavailable
+	}
+	for _, p := range d.all {
+		all = append(all, p)
+	}
+	return all[:min(len(all), limit)], len(all) > limit, nil
+}
+
+func (d *people) SearchPeople(_ context.Context, q string, limit int) (found []directory.Person, cut bool, err error) {
+	for _, p := range d.all {
+		if strings.HasPrefix(p.Username, q) {
+			found = append(found, p)
+		}
+	}
+	return found[:min(len(found), limit)], len(found) > limit, nil
+}
+
 // memory is a trail that only remembers.
 type memory struct {
 	mu     sync.Mutex
@@ -116,6 +136,13 @@ func (m *memory) Append(_ context.Context, e audit.Event) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.events = append(m.events, e)
+	return nil
+}
+
+func (m *memory) AppendAll(_ context.Context, events []audit.Event) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.events = append(m.events, events...)
 	return nil
 }
 
@@ -155,12 +182,12 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 	keys, err := idp.OpenKeys(t.Context(), st, idp.KeyConfig{Algorithms: cfg.KeyAlgorithms(), Retain: cfg.LongestToken()}, log, nil)
 	must(t, err)
 	t.Cleanup(keys.Close)
-	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins"}, Reserved: cfg.DirectoryPrefixes}, log)
+	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins"}, Reserved: cfg.DirectoryPrefixes, Clusters: []string{"prod", "vault"}}, log)
 	must(t, err)
 	t.Cleanup(h.groups.Close)
 	h.corp = directoryOf("corp",
 		directory.Person{Username: "alice", Name: "Alice Ångström", Email: "alice@corp.example"},
-		directory.Person{Username: "bob", Name: "Bob"}, directory.Person{Username: "carol", Name: "Carol"},
+		directory.Person{Username: "bob", Name: "Bob"}, directory.Person{Username: "dora", Name: "Dora"}, directory.Person{Username: "carol", Name: "Carol"},
 		directory.Person{Username: "twin", Name: "Twin"},
 		directory.Person{Username: "disabled", State: directory.Disabled}, directory.Person{Username: "locked", State: directory.Locked},
 		directory.Person{Username: "expired", State: directory.Expired}, directory.Person{Username: "stale", State: directory.PasswordExpired},
@@ -291,21 +318,42 @@ func want(t *testing.T, got answer, status int, words ...string) {
 	}
 }
 
+// operator acts on the groups as the command does that opens the store itself.
+func operator() groups.Actor { return groups.Actor{Operator: true, Name: "operator"} }
+
 // create makes a group with members, as the operator does.
 func (h *house) create(name string, members ...groups.Member) {
 	h.t.Helper()
-	operator := groups.Actor{Operator: true, Name: "operator"}
-	_, err := h.groups.Create(h.t.Context(), operator, name, "")
+	h.make(groups.Settings{Name: name}, members...)
+}
+
+func (h *house) make(set groups.Settings, members ...groups.Member) {
+	h.t.Helper()
+	_, err := h.groups.Create(h.t.Context(), operator(), set)
 	must(h.t, err)
 	for _, m := range members {
-		must(h.t, h.groups.Add(h.t.Context(), operator, name, m))
+		_, err := h.groups.Add(h.t.Context(), operator(), set.Name, 0, m)
+		must(h.t, err)
 	}
 }
 
+// person is a membership of somebody of corp.
 func person(name string, left time.Duration) groups.Member {
-	m := groups.Member{Kind: groups.KindPerson, ID: "corp.id-" + name, Name: name}
+	m := groups.Member{Ref: personRef(name)}
 	if left > 0 {
 		m.End = time.Now().Add(left)
 	}
 	return m
+}
+
+func personRef(name string) groups.Ref {
+	return groups.Ref{Kind: groups.KindPerson, ID: "corp.id-" + name, Name: name}
+}
+
+func directoryGroup(name string) groups.Member {
+	return groups.Member{Ref: groups.Ref{Kind: groups.KindDirectoryGroup, ID: name, Name: name}}
+}
+
+func localGroup(name string) groups.Member {
+	return groups.Member{Ref: groups.Ref{Kind: groups.KindGroup, Name: name}}
 }

@@ -43,7 +43,7 @@ type Site struct {
 	cfg     Config
 	idp     *idp.Service
 	groups  *groups.Service
-	people  directoryMembers // nil: directory groups are not opened up
+	people  peopleFinder // nil: directory groups are not opened up
 	log     logrus.FieldLogger
 	pages   map[string]*template.Template
 	assets  map[string]asset
@@ -61,7 +61,7 @@ func New(cfg Config, svc *idp.Service, local *groups.Service, log logrus.FieldLo
 		cfg.Now = time.Now
 	}
 	s := &Site{cfg: cfg, idp: svc, groups: local, log: log, csrf: http.NewCrossOriginProtection()}
-	s.people, _ = any(svc).(directoryMembers)
+	s.people, _ = any(svc).(peopleFinder)
 	var err error
 	if s.assets, err = loadAssets(); err != nil {
 		return nil, err
