@@ -112,7 +112,7 @@ func validKind(k Kind) error {
 // validSettings checks what differs from old, and puts the rest in order: each owner
 // and cluster once. Owners' local groups are known by their ids here.
 func (s *Service) validSettings(set *Settings, old Settings) error {
-	if set.Name != old.Name {
+	if set.Name != old.Name || set.Name == "" {
 		if err := s.validName(set.Name); err != nil {
 			return err
 		}
