@@ -20,7 +20,7 @@ import (
 
 const (
 	mergePatch  = "application/merge-patch+json"
-	editRetries = 5 // of a change of labels that names no version
+	editRetries = 10 // of a change of labels that names no version
 )
 
 // pageOf reads limit and cursor.
@@ -233,11 +233,11 @@ func (a *apiServer) editGroup(r *http.Request, c caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, asked(err, patch)
 	}
+	current, err := a.groups.Get(r.Context(), c.actor, name)
+	if err != nil {
+		return 0, nil, err
+	}
 	for try := 0; ; try++ {
-		current, err := a.groups.Get(r.Context(), c.actor, name)
-		if err != nil {
-			return 0, nil, err
-		}
 		change, merged, err := a.change(r.Context(), c, current, patch)
 		if err != nil {
 			return 0, nil, err
@@ -248,8 +248,11 @@ func (a *apiServer) editGroup(r *http.Request, c caller) (int, any, error) {
 		}
 		g, err := a.groups.Edit(r.Context(), c.actor, name, seen, change)
 		var mismatch *groups.MismatchError
-		if errors.As(err, &mismatch) && revision == 0 && try < editRetries {
-			continue
+		if errors.As(err, &mismatch) && revision == 0 {
+			if current = mismatch.Current; try < editRetries {
+				continue
+			}
+			return 0, nil, fmt.Errorf("merge labels: %w", groups.ErrConflict)
 		}
 		out := wireGroup(g)
 		if err == nil && change.Name != nil && *change.Name != name {

@@ -51,7 +51,7 @@ Claim                azp                                                       k
 Claim                email                                                     alice@example.org
 Claim                email_verified                                            true
 Claim                exp                                                       TIME
-Claim                groups                                                    4 values
+Claim                groups                                                    3 values
 Claim                iat                                                       TIME
 Claim                iss                                                       https://id.corp.example
 Claim                name                                                      Alice Adams
