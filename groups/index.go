@@ -29,6 +29,8 @@ type index struct {
 	byName map[string]named
 	names  []string // keys of byName, sorted
 
+	walks sync.Pool // of *walk
+
 	need int64 // below this revision the index may be of different moments
 }
 

@@ -116,10 +116,8 @@ func (s *Service) lets(a Actor, f Filter, g *indexed) bool {
 	if f.Query != "" && !strings.Contains(strings.ToLower(g.Name), f.Query) && !strings.Contains(strings.ToLower(g.Description), f.Query) {
 		return false
 	}
-	for k, v := range f.Labels {
-		if has, ok := g.Labels[k]; !ok || v != "" && v != has {
-			return false
-		}
+	if !matchesAll(g.Labels, f.Labels) {
+		return false
 	}
 	if f.Cluster != "" && len(g.Clusters) > 0 && !slices.Contains(g.Clusters, f.Cluster) {
 		return false
