@@ -40,6 +40,9 @@ type apiServer struct {
 	now    func() time.Time
 	who    func(*http.Request) (caller, error)
 	fail   func(http.ResponseWriter, *http.Request, error)
+	log    logrus.FieldLogger
+
+	applying chan struct{} // holds one while files are applied
 }
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
@@ -57,7 +60,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
 func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem}
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, log: s.log, applying: make(chan struct{}, 1)}
 	a.people, _ = any(s.idp).(peopleFinder)
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
@@ -92,7 +95,7 @@ func (a *apiServer) routes() []route {
 		{"POST", "/api/v1/groups/{name}/members", a.op(a.addMember)},
 		{"GET", "/api/v1/groups/{name}/members/{kind}/{id}", a.op(a.getMember)},
 		{"DELETE", "/api/v1/groups/{name}/members/{kind}/{id}", a.op(a.removeMember)},
-		{"POST", applyPath, a.op(a.applyFiles)},
+		{"POST", applyPath, a.called(a.apply)},
 		{"GET", exportPath, a.called(a.export)},
 	}
 }

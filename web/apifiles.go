@@ -6,22 +6,59 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/api"
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 const (
 	applyPath  = "/api/v1/apply"
 	exportPath = "/api/v1/export"
 
-	maxApply   = 64 << 20 // bytes of a body of apply
+	maxApply   = 64 << 20 // bytes of a body of apply, from an administrator
 	maxLookups = 1_000    // logins that one request may name instead of subs
+	applyWait  = 20 * time.Second
+
+	// LongTime is how long requests may take for which LongPath holds.
+	LongTime = 5 * time.Minute
 )
+
+var errApplying = &fault{Status: 429, Title: "Other files are being applied", Detail: "Nothing was done. One request at a time is taken; repeat this one.", RetryAfter: 10, Code: "too-many"}
 
 // LongPath says whether requests for a path below the issuer may take longer than
 // others: those that move many groups at once.
 func LongPath(path string) bool { return path == applyPath || path == exportPath }
+
+// long gives a request of somebody known the time that the server's own limits do not.
+func long(w http.ResponseWriter) {
+	conn, end := http.NewResponseController(w), time.Now().Add(LongTime)
+	_ = conn.SetReadDeadline(end) // without a network there are no limits
+	_ = conn.SetWriteDeadline(end)
+}
+
+// apply lets one request at a time have its files in memory.
+func (a *apiServer) apply(w http.ResponseWriter, r *http.Request, c caller) error {
+	ctx, cancel := context.WithTimeout(r.Context(), applyWait)
+	defer cancel()
+	select {
+	case a.applying <- struct{}{}:
+		defer func() { <-a.applying }()
+	case <-ctx.Done():
+		return errApplying
+	}
+	if c.me.Admin {
+		long(w)
+	} else {
+		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
+	}
+	status, body, err := a.applyFiles(r, c)
+	if err == nil {
+		writeJSON(w, status, "application/json", body)
+	}
+	return err
+}
 
 // applyFiles makes groups what files say, all of them or, with dryRun, none.
 func (a *apiServer) applyFiles(r *http.Request, c caller) (int, any, error) {
@@ -158,6 +195,7 @@ func (a *apiServer) export(w http.ResponseWriter, r *http.Request, c caller) err
 	if err != nil {
 		return err
 	}
+	long(w)
 	enc, begun := json.NewEncoder(w), false
 	w.Header().Set("Content-Type", "application/jsonl")
 	err = a.groups.Export(r.Context(), c.actor, f, func(file groups.File) error {
@@ -165,6 +203,7 @@ func (a *apiServer) export(w http.ResponseWriter, r *http.Request, c caller) err
 		return enc.Encode(wireFile(file))
 	})
 	if err != nil && begun {
+		a.log.WithError(err).WithField("request", audit.OriginOf(r.Context()).RequestID).Error("an export was broken off")
 		panic(http.ErrAbortHandler)
 	}
 	if err == nil && !begun {

@@ -53,7 +53,7 @@ func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	p, err := pageOf(q, 100)
+	p, err := pageOf(q, pickList)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -66,8 +66,8 @@ func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
 	if a.people == nil {
 		return 0, nil, errNoSearch
 	}
-	found, cut, err := a.people.SearchPeople(r.Context(), q.Get("q"), p.Limit)
-	return http.StatusOK, api.PeopleList{People: wirePeople(found), Cut: cut}, err
+	found, _, err := a.people.SearchPeople(r.Context(), q.Get("q"), p.Limit)
+	return http.StatusOK, api.PeopleList{People: wirePeople(found), Cut: len(found) == p.Limit}, err
 }
 
 // mayLookUp lets administrators look people up, and who owns a group.
@@ -209,7 +209,10 @@ func (a *apiServer) openUp(ctx context.Context, all []api.Reach) error {
 			one.Problem = explain(err).Title
 			continue
 		}
-		one.People, one.PeopleCut = wirePeople(found), cut
+		for _, p := range found {
+			one.People = append(one.People, api.GroupPerson{Person: wirePerson(p)})
+		}
+		one.PeopleCut = cut
 	}
 	return nil
 }

@@ -349,7 +349,7 @@ func TestOpenAPI(t *testing.T) {
 	for _, wire := range []any{
 		api.Explanation{}, api.ExplainedPerson{}, api.ExplainedQuery{}, api.ExplainedGroup{}, api.LeftOut{}, api.ExplainedToken{},
 		api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Settings{}, api.Ref{}, api.FormerName{}, api.GroupNames{},
-		api.Member{}, api.MemberList{}, api.AddMember{}, api.Path{}, api.Step{}, api.Everyone{}, api.Reach{}, api.Person{}, api.PeopleList{},
+		api.Member{}, api.MemberList{}, api.AddMember{}, api.Path{}, api.Step{}, api.Everyone{}, api.Reach{}, api.Person{}, api.GroupPerson{}, api.PeopleList{},
 		api.Who{}, api.FileMember{}, api.File{}, api.Apply{}, api.Applied{}, api.AppliedChange{}, api.Problem{},
 	} {
 		kind := reflect.TypeOf(wire)

@@ -59,9 +59,13 @@ func wireReach(r groups.Reach, now time.Time) api.Reach {
 func wirePeople(found []directory.Person) []api.Person {
 	out := make([]api.Person, 0, len(found))
 	for _, p := range found {
-		out = append(out, api.Person{Sub: p.Sub(), Username: p.Username, Name: p.Name, Email: p.Email})
+		out = append(out, wirePerson(p))
 	}
 	return out
+}
+
+func wirePerson(p directory.Person) api.Person {
+	return api.Person{Sub: p.Sub(), Username: p.Username, Name: p.Name, Email: p.Email}
 }
 
 // wireFile is f as the API tells it.

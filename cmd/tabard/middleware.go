@@ -15,6 +15,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/web"
 )
 
 // requestDeadline bounds the work for one request.
@@ -27,10 +28,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.release(a)
 	origin := audit.Origin{Address: clientAddress(r, a.cfg.proxies), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
 	w.Header().Set("X-Request-Id", origin.RequestID)
-	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), requestDeadline)
+	path := r.URL.Path // as it came: handlers may change r
+	limit := requestDeadline
+	if web.LongPath(strings.TrimPrefix(path, a.base)) {
+		limit = web.LongTime
+	}
+	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), limit)
 	defer cancel()
 	rec, start := &recorder{ResponseWriter: w}, time.Now()
-	path := r.URL.Path // as it came: handlers may change r
 	defer func() {
 		s.finish(rec, routeClass(strings.TrimPrefix(path, a.base)), recover(), logrus.Fields{
 			"request": origin.RequestID, "address": origin.Address, "method": clipBytes(r.Method, 16),

@@ -172,7 +172,7 @@ func (c *Client) send(ctx context.Context, rq request, read func(*http.Response)
 // httpFor is the client for rq: what may take longer also has longer until the answer
 // begins.
 func (c *Client) httpFor(rq request) *http.Client {
-	t, ok := c.http.Transport.(*http.Transport)
+	t, ok := c.http.Transport.(interface{ Clone() *http.Transport })
 	if rq.deadline == 0 || !ok {
 		return c.http
 	}

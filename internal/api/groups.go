@@ -106,9 +106,17 @@ type Reach struct {
 	Paths []Path `json:"paths"` // never empty; those that count first
 	// Of a directory group, when they were asked for: the people in it, nested, as its
 	// directory has them now.
-	People    []Person `json:"people,omitempty"`
-	PeopleCut bool     `json:"peopleCut,omitempty"` // there are more
-	Problem   string   `json:"problem,omitempty"`   // why People could not be read
+	People     []GroupPerson `json:"people,omitempty"`
+	PeopleCut  bool          `json:"peopleCut,omitempty"`  // there are more
+	Unreadable int           `json:"unreadable,omitempty"` // members of it that are nobody here
+	Problem    string        `json:"problem,omitempty"`    // why People could not be read
+}
+
+// GroupPerson is somebody in a directory group.
+type GroupPerson struct {
+	Person
+	// Path holds DNs, from the group that was asked for to the one that names them.
+	Path []string `json:"path,omitempty"`
 }
 
 // Person is somebody in a directory.
@@ -121,9 +129,8 @@ type Person struct {
 
 // PeopleList answers GET /api/v1/people.
 type PeopleList struct {
-	People []Person `json:"people"`
-	// Cut: there are more, or a directory did not answer in time.
-	Cut bool `json:"cut,omitempty"`
+	People []Person `json:"people"`        // by name
+	Cut    bool     `json:"cut,omitempty"` // there may be more
 }
 
 // Who names an owner or a member in a file. Exactly one of Person, DirectoryGroup and
