@@ -220,9 +220,9 @@ func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 
 // lookalikeWords warns that people would take name for one of alike.
 func lookalikeWords(name string, alike []string) []string {
-	words := []string{"People, and bindings in clusters, will tell these names apart by the letter; the eye does not."}
+	words := []string{"Clusters tell these names apart; people may not."}
 	for _, other := range alike {
-		words = append(words, fmt.Sprintf("%s looks like %s, which is there already.", spelled(name), spelled(other)))
+		words = append(words, fmt.Sprintf("%s looks like %s.", spelled(name), spelled(other)))
 	}
 	return words
 }

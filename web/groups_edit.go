@@ -140,7 +140,7 @@ func (s *Site) renderSettings(w http.ResponseWriter, status int, v visitor, data
 
 // renameWords names the effect of another name.
 func (s *Site) renameWords(v visitor, g groups.Group) []string {
-	words := []string{"Bindings in clusters that name " + g.Name + " stop giving anything, until they name it as it is called then."}
+	words := []string{"With another name, bindings in clusters that name " + g.Name + " stop giving anything until they name the new one."}
 	if kept := len(s.groups.Containing(v.actor, g.Name)); kept+len(g.Owners)+g.Members > 0 {
 		words = append(words, fmt.Sprintf("It keeps %s and %s, and stays in %s.", many(g.Members, "member"), many(len(g.Owners), "owner"), many(kept, "group")))
 	}
@@ -360,8 +360,7 @@ func ownerLines(owners []groups.Ref) string {
 func (s *Site) confirmRename(w http.ResponseWriter, v visitor, data settingsPage) error {
 	f, g := data.Form, data.Group
 	effects := s.renameWords(v, g)
-	alike := slices.DeleteFunc(s.groups.Lookalikes(f.Name), func(name string) bool { return name == g.Name })
-	if len(alike) > 0 {
+	if alike := s.groups.Lookalikes(f.Name); len(alike) > 0 {
 		effects = append(effects, lookalikeWords(f.Name, alike)...)
 	}
 	hidden := url.Values{

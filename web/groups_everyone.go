@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"net/http"
 	"net/url"
 	"slices"
@@ -95,6 +96,8 @@ func (s *Site) openGroup(r *http.Request, v visitor, name string) *openedGroup {
 		one.Full = p.Name
 		opened.People = append(opened.People, one)
 	}
-	slices.SortFunc(opened.People, func(a, b party) int { return strings.Compare(strings.ToLower(a.Full), strings.ToLower(b.Full)) })
+	slices.SortFunc(opened.People, func(a, b party) int {
+		return cmp.Compare(strings.ToLower(cmp.Or(a.Full, a.Name)), strings.ToLower(cmp.Or(b.Full, b.Name)))
+	})
 	return opened
 }

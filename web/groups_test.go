@@ -163,7 +163,7 @@ func TestLookalikesAreAskedAbout(t *testing.T) {
 	const alike = "pl\u0430tform"
 	form := url.Values{"name": {alike}, "description": {"mine"}}
 	got := b.post("/groups", form)
-	want(t, got, 200, "Create "+alike+" all the same?", "pl\u0430 (U&#43;0430) tform looks like platform, which is there already.")
+	want(t, got, 200, "Create "+alike+" all the same?", "pl\u0430 (U&#43;0430) tform looks like platform.")
 	want(t, b.get("/groups/"+url.PathEscape(alike)), 404)
 	form.Set("sure", "another")
 	want(t, b.post("/groups", form), 200, "all the same?")
@@ -324,7 +324,7 @@ func TestRenameNamesItsEffect(t *testing.T) {
 	form.Set("labels", "a=1\nb=2")
 	form["cluster"] = []string{"prod", "vault"}
 	got := b.post("/groups/platform/edit", form)
-	want(t, got, 200, "Rename platform to b\u0430se?", "Bindings in clusters that name platform stop giving anything", "It keeps 2 members and 1 owner, and stays in 1 group.", "looks like base")
+	want(t, got, 200, "Rename platform to b\u0430se?", "bindings in clusters that name platform stop giving anything", "It keeps 2 members and 1 owner, and stays in 1 group.", "looks like base.")
 	got = b.post("/groups/platform/edit", hidden(t, got.body))
 	if want(t, got, 303); got.header.Get("Location") != "/groups/b%D0%B0se?did=renamed" {
 		t.Errorf("goes to %v", got.header)

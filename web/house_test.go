@@ -118,6 +118,9 @@ func (d *people) DirectoryMembers(_ context.Context, _ string, limit int) (all [
 }
 
 func (d *people) SearchPeople(_ context.Context, q string, limit int) (found []directory.Person, cut bool, err error) {
+	if d.down.Load() {
+		return nil, false, directory.ErrUnavailable
+	}
 	for _, p := range d.all {
 		if strings.HasPrefix(p.Username, q) {
 			found = append(found, p)

@@ -15,7 +15,7 @@ const (
 	maxForm = 64 << 10 // bytes of a page's post
 	maxJSON = 1 << 20  // bytes of an API body
 
-	pageCSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'%s; frame-ancestors 'none'; base-uri 'none'"
+	pageCSP = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self' data:; form-action 'self'%s; frame-ancestors 'none'; base-uri 'none'"
 )
 
 // route is one method on one path; {x} is a path segment, read by r.PathValue.
@@ -69,7 +69,7 @@ func plain(h http.Handler) echo.HandlerFunc {
 // refusal of posts that another site made the browser send.
 func (s *Site) guard(next http.Handler) http.Handler {
 	return s.recovered(s.fail, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		setHeaders(w, fmt.Sprintf(pageCSP, ""))
+		setHeaders(w, formCSP("")+"; connect-src 'self'") // pick lists ask the API
 		if err := s.csrf.Check(r); err != nil {
 			s.fail(w, r, errCrossSite)
 			return

@@ -26,7 +26,7 @@
     var all = answer.people || []
     return all.map(function (p) {
       var twice = all.filter(function (o) { return o.username === p.username }).length > 1
-      return { value: twice ? p.sub : p.username, label: p.name + ' · ' + (twice ? p.username + ' · ' : '') + p.directory }
+      return { value: twice ? p.sub : p.username, label: p.name + ' · ' + (twice ? p.username + ' · ' : '') + p.sub.split('.')[0] }
     })
   }
 
