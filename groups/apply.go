@@ -1,9 +1,12 @@
 package groups
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
@@ -12,6 +15,8 @@ import (
 const (
 	chunkBytes = store.MaxBytes / 2 // of what one chunk writes, before its records' names
 	paceChunks = 20                 // after so many the index may catch up
+
+	writersOfApply = 8
 )
 
 var applyEvent = audit.Event{Act: "group.apply"}
@@ -24,35 +29,81 @@ type chunk struct {
 	nests   bool
 }
 
-// run writes a plan and returns what was done.
+// run writes a plan, phase by phase, and returns what was done.
 func (p *plan) run(ctx context.Context) ([]Applied, error) {
 	var done []Applied
-	var last int64
-	chunks := 0
-	for len(p.steps) > 0 {
-		c := p.next()
-		if len(c.steps) == 0 {
-			break // what is left is to be pruned
+	steps := p.steps
+	for len(steps) > 0 && steps[0].phase != pruning {
+		n := 1
+		for n < len(steps) && steps[n].phase == steps[0].phase {
+			n++
 		}
-		revision, err := p.write(ctx, c)
+		made, err := p.writeAll(ctx, steps[:n])
+		done = append(done, made...)
 		if err != nil {
 			return done, p.partly(done, err)
+		}
+		steps = steps[n:]
+	}
+	for _, st := range steps {
+		if err := p.s.Delete(ctx, p.a, st.applied.Group, 0, true); err != nil && !errors.Is(err, ErrNotFound) {
+			return done, p.partly(done, err)
+		}
+		done = append(done, st.applied)
+	}
+	return done, nil
+}
+
+// writeAll writes the steps of one phase, several groups at once, so that they share
+// what waits for the disk; but nesting one after the other, for each moves what the
+// next is guarded by.
+func (p *plan) writeAll(ctx context.Context, steps []step) ([]Applied, error) {
+	parts := split(steps, writersOfApply)
+	if steps[0].phase == nesting {
+		parts = [][]step{steps}
+	}
+	dones, errs := make([][]Applied, len(parts)), make([]error, len(parts))
+	var all sync.WaitGroup
+	for i, part := range parts {
+		all.Go(func() { dones[i], errs[i] = p.writePart(ctx, part) })
+	}
+	all.Wait()
+	return slices.Concat(dones...), cmp.Or(errs...)
+}
+
+// split cuts steps into about n parts, each group in one.
+func split(steps []step, n int) [][]step {
+	var parts [][]step
+	size := len(steps)/n + 1
+	for len(steps) > 0 {
+		at := min(size, len(steps))
+		for at < len(steps) && steps[at].target == steps[at-1].target {
+			at++
+		}
+		parts, steps = append(parts, steps[:at]), steps[at:]
+	}
+	return parts
+}
+
+func (p *plan) writePart(ctx context.Context, steps []step) ([]Applied, error) {
+	var done []Applied
+	var last int64
+	for chunks := 1; len(steps) > 0; chunks++ {
+		c := next(steps)
+		steps = steps[len(c.steps):]
+		revision, err := p.write(ctx, c)
+		if err != nil {
+			return done, err
 		}
 		for _, st := range c.steps {
 			done = append(done, st.applied)
 		}
-		if last, chunks = revision, chunks+1; chunks%paceChunks == 0 {
+		if last = revision; chunks%paceChunks == 0 {
 			_ = p.s.heard(ctx, last) // it is asked again at the end
 		}
 	}
 	if err := p.s.heard(ctx, last); err != nil {
 		return done, fmt.Errorf("%w: it was written, but this server has not seen it yet: %w", ErrUnknown, err)
-	}
-	for _, st := range p.steps {
-		if err := p.s.Delete(ctx, p.a, st.applied.Group, 0, true); err != nil && !errors.Is(err, ErrNotFound) {
-			return done, p.partly(done, err)
-		}
-		done = append(done, st.applied)
 	}
 	return done, nil
 }
@@ -65,21 +116,17 @@ func (p *plan) partly(done []Applied, err error) error {
 	return fmt.Errorf("%w: %d changes were made, the others were not: apply the files again: %w", ErrUnknown, len(done), err)
 }
 
-// next takes the steps of the next chunk from the plan.
-func (p *plan) next() chunk {
+// next makes a chunk of the first of steps.
+func next(steps []step) chunk {
 	var c chunk
 	in := map[*target]bool{}
 	ops := 1 // the nesting's
-	for i, st := range p.steps {
-		if st.phase == pruning {
-			break
-		}
+	for _, st := range steps {
 		need, size := 1, len(st.op.Key)+len(st.op.Value)
 		if !in[st.target] {
 			need, size = 3, size+recordSize(st.target.rec)
 		}
-		// A group that is new has its own conditions: it ends where that phase does.
-		if ops+need > store.MaxOps || len(c.steps) > 0 && (c.bytes+size > chunkBytes || p.steps[i-1].phase != st.phase) {
+		if ops+need > store.MaxOps || len(c.steps) > 0 && c.bytes+size > chunkBytes {
 			break
 		}
 		if !in[st.target] {
@@ -90,7 +137,6 @@ func (p *plan) next() chunk {
 		c.nests = c.nests || st.phase == nesting
 		ops, c.bytes = ops+need, c.bytes+size
 	}
-	p.steps = p.steps[len(c.steps):]
 	return c
 }
 

@@ -168,12 +168,7 @@ func (l *trail) AppendAll(ctx context.Context, events []audit.Event) error {
 			return err
 		}
 	}
-	for _, e := range events {
-		if err := l.log.Append(ctx, e); err != nil {
-			return err
-		}
-	}
-	return nil
+	return l.log.AppendAll(ctx, events)
 }
 
 func (l *trail) setFail(fail func(audit.Event) error) {
