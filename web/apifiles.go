@@ -3,6 +3,7 @@ package web
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -87,6 +88,12 @@ func (a *apiServer) applyFiles(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	changes, err := a.groups.Apply(r.Context(), c.actor, files, o)
+	if err != nil && len(changes) > 0 {
+		return 0, nil, errors.Join(&fault{
+			Status: 503, Title: "It was done in part", Code: api.CodeUncertain,
+			Detail: fmt.Sprintf("%d changes were made before this went wrong. Apply the files again: what is done already is left alone.", len(changes)),
+		}, err)
+	}
 	return http.StatusOK, wireApplied(changes, o.DryRun), err
 }
 
