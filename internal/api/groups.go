@@ -159,8 +159,15 @@ type File struct {
 	Clusters    []string          `json:"clusters,omitempty" yaml:"clusters,omitempty"`
 	Labels      map[string]string `json:"labels,omitempty" yaml:"labels,omitempty"`
 	Requestable bool              `json:"requestable,omitempty" yaml:"requestable,omitempty"`
-	Members     []FileMember      `json:"members,omitzero" yaml:"members"`
+	Members     FileMembers       `json:"members,omitzero" yaml:"members,omitempty"`
 }
+
+// FileMembers are the members that a file names. None at all (nil) is not the same as an
+// empty list.
+type FileMembers []FileMember
+
+// IsZero reports whether the file says nothing of members, for encoders.
+func (m FileMembers) IsZero() bool { return m == nil }
 
 // Apply is the body of POST /api/v1/apply.
 type Apply struct {
