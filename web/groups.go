@@ -21,7 +21,7 @@ var done = map[string]string{
 	"renamed": "Group renamed. Bindings in clusters have to name it as it is called now.",
 	"same":    "Nothing was changed.",
 	"added":   "Member added. It counts from their next token.",
-	"changed": "This member was there already; begin, end and reason are now as you typed them.",
+	"changed": "Membership changed. It counts from their next token.",
 	"removed": "Member removed. It counts from their next token.",
 }
 

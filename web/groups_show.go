@@ -1,6 +1,7 @@
 package web
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,6 @@ type groupPage struct {
 	First, Next string // URLs; "" where there is no such page
 
 	Add             addForm
-	Changes         string // name of the member whose membership the form changes
 	Starts, Lengths []length
 	Error, Detail   string
 }
@@ -41,7 +41,12 @@ type memberRow struct {
 }
 
 // addForm is what was typed into "Add member".
-type addForm struct{ Kind, Who, From, For, Reason string }
+type addForm struct {
+	Kind, Who, From, For, Reason string
+	// Change is the name of the member whose membership is changed: Who is their id
+	// then. Nobody is looked up, so that it can be done while a directory is down.
+	Change string
+}
 
 // Group says that a kind of group is chosen.
 func (f addForm) Group() bool {
@@ -54,6 +59,9 @@ type length struct {
 	Value, Text string
 	d           time.Duration
 }
+
+// asNow leaves the begin or the end of a membership as it is.
+const asNow = "keep"
 
 var starts = []length{
 	{"", "now", 0},
@@ -82,11 +90,7 @@ func (s *Site) showGroup(w http.ResponseWriter, r *http.Request, v visitor) erro
 		if err != nil {
 			return err
 		}
-		shown := party{Ref: m.Ref}.Shown()
-		data.Changes, data.Add = shown, addForm{Kind: string(m.Kind), Who: shown, Reason: m.Reason}
-		if m.Kind == groups.KindPerson {
-			data.Add.Who = m.ID // the name may be in two directories
-		}
+		data.Add = addForm{Kind: string(m.Kind), Who: m.ID, From: asNow, For: asNow, Reason: m.Reason, Change: party{Ref: m.Ref}.Shown()}
 	}
 	return s.renderGroup(w, r, http.StatusOK, v, data)
 }
@@ -110,6 +114,10 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 		}
 	}
 	data.Starts, data.Lengths = starts, lengths
+	if data.Add.Change != "" {
+		keep := []length{{Value: asNow, Text: "as now"}}
+		data.Starts, data.Lengths = slices.Concat(keep, starts), slices.Concat(keep, lengths)
+	}
 	p := s.pageFor(v, "groups", data.Name, data)
 	p.Crumbs, p.Scripts = s.crumbs(""), []string{"pick.js"}
 	p.Did = done[r.URL.Query().Get("did")]
@@ -156,7 +164,7 @@ func (s *Site) addMember(w http.ResponseWriter, r *http.Request, v visitor) erro
 		return err
 	}
 	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
-	form := addForm{get("kind"), get("who"), get("from"), get("for"), get("reason")}
+	form := addForm{get("kind"), get("who"), get("from"), get("for"), get("reason"), get("change")}
 	did, err := s.addTyped(r.Context(), v, r.PathValue("name"), form)
 	if f := explain(err); err != nil && correctable(f) {
 		return s.renderGroup(w, r, f.Status, v, groupPage{Add: form, Error: f.Title, Detail: f.Detail})
@@ -169,41 +177,85 @@ func (s *Site) addMember(w http.ResponseWriter, r *http.Request, v visitor) erro
 // addTyped adds what was typed into the form, and says what that did. Who may not add
 // learns nothing of who is in a directory.
 func (s *Site) addTyped(ctx context.Context, v visitor, group string, form addForm) (did string, err error) {
-	m := groups.Member{Reason: form.Reason}
-	if m.Begin, m.End, err = span(form, s.cfg.Now()); err != nil {
-		return "", err
-	}
 	if _, err := s.groups.Get(ctx, v.actor, group); err != nil {
 		return "", err
 	}
-	if !s.groups.RightsOn(v.actor, group).Members { // refused, and the refusal recorded, without a look at the directory
-		m.Ref = groups.Ref{Kind: groups.Kind(form.Kind)}
-	} else if m.Ref, err = s.findParty(ctx, groups.Kind(form.Kind), form.Who); err != nil {
+	m := groups.Member{Ref: groups.Ref{Kind: groups.Kind(form.Kind)}, Reason: form.Reason}
+	if !s.groups.RightsOn(v.actor, group).Members {
+		_, err := s.groups.Add(ctx, v.actor, group, 0, m) // refuses, and leaves that in the trail
 		return "", err
 	}
-	did = "added"
-	if m.ID != "" {
-		if _, err := s.groups.Member(ctx, v.actor, group, m.Kind, m.ID); err == nil {
-			did = "changed"
-		}
+	before, err := s.before(ctx, v, group, form)
+	if err != nil {
+		return "", err
+	}
+	if before != nil {
+		m.Ref, did = before.Ref, "changed"
+	} else if m.Ref, err = s.newcomer(ctx, v, group, m.Kind, form.Who); err != nil {
+		return "", err
+	}
+	if m.Begin, m.End, err = span(form, before, s.cfg.Now()); err != nil {
+		return "", err
 	}
 	_, err = s.groups.Add(ctx, v.actor, group, 0, m)
-	return did, err
+	return cmp.Or(did, "added"), err
+}
+
+// before is the membership that the form changes, nil where it adds one.
+func (s *Site) before(ctx context.Context, v visitor, group string, form addForm) (*groups.Member, error) {
+	if form.Change == "" {
+		return nil, nil
+	}
+	m, err := s.groups.Member(ctx, v.actor, group, groups.Kind(form.Kind), form.Who)
+	return &m, err
+}
+
+// newcomer is findParty for who is not a member yet: adding them again would put a
+// new end in place of one that somebody has set.
+func (s *Site) newcomer(ctx context.Context, v visitor, group string, kind groups.Kind, typed string) (groups.Ref, error) {
+	ref, err := s.findParty(ctx, kind, typed)
+	if err != nil {
+		return ref, err
+	}
+	var there bool
+	if kind == groups.KindGroup { // its id is not known to who may not see it
+		var nested []groups.Member
+		nested, _, err = s.groups.Members(ctx, v.actor, group, groups.MemberFilter{Kind: kind, Query: ref.Name}, groups.Page{})
+		there = slices.ContainsFunc(nested, func(m groups.Member) bool { return m.Name == ref.Name })
+	} else if _, err = s.groups.Member(ctx, v.actor, group, kind, ref.ID); err == nil {
+		there = true
+	} else if errors.Is(err, groups.ErrNotFound) {
+		err = nil
+	}
+	if there {
+		err = &fault{Status: http.StatusConflict, Title: "That is a member already", Detail: "Nothing was changed. Change begin, end and reason by the link in the member's row."}
+	}
+	return ref, err
 }
 
 // span is when a membership begins and ends, both zero for "now" and "until removed".
-func span(form addForm, now time.Time) (begin, end time.Time, err error) {
-	from := slices.IndexFunc(starts, func(l length) bool { return l.Value == form.From })
-	last := slices.IndexFunc(lengths, func(l length) bool { return l.Value == form.For })
-	if from < 0 || last < 0 {
+// before is the one that is there already, or nil.
+func span(form addForm, before *groups.Member, now time.Time) (begin, end time.Time, err error) {
+	now = now.UTC().Truncate(time.Second)
+	if form.From == asNow && before != nil {
+		begin = before.Begin
+	} else if i := slices.IndexFunc(starts, func(l length) bool { return l.Value == form.From }); i < 0 {
+		return begin, end, errBadForm
+	} else if starts[i].d > 0 {
+		begin = now.Add(starts[i].d)
+	}
+	if form.For == asNow && before != nil {
+		return begin, before.End, nil
+	}
+	i := slices.IndexFunc(lengths, func(l length) bool { return l.Value == form.For })
+	if i < 0 {
 		return begin, end, errBadForm
 	}
-	now = now.UTC().Truncate(time.Second)
-	if starts[from].d > 0 {
-		begin = now.Add(starts[from].d)
-	}
-	if lengths[last].d > 0 {
-		end = now.Add(starts[from].d + lengths[last].d)
+	if from := now; lengths[i].d > 0 {
+		if begin.After(now) {
+			from = begin
+		}
+		end = from.Add(lengths[i].d)
 	}
 	return begin, end, nil
 }

@@ -34,10 +34,14 @@ func TestGroupsStory(t *testing.T) {
 	want(t, b.post(members, url.Values{"kind": {"group"}, "who": {"none"}}), 422)
 	want(t, b.post(members, url.Values{"kind": {"person"}, "who": {"bob"}, "for": {"100y"}}), 400)
 	want(t, b.post(members, url.Values{"kind": {"person"}, "who": {"bob"}, "from": {"yesterday"}}), 400)
+	want(t, b.post(members, url.Values{"kind": {"person"}, "who": {"bob"}, "for": {"keep"}}), 400)
 	want(t, b.post(members, url.Values{"kind": {"cat"}, "who": {"bob"}}), 400)
 	want(t, b.post(members, url.Values{"kind": {"person"}, "who": {"bob"}, "for": {"8h"}, "reason": {"INC-1"}}), 303)
 	want(t, b.post(members, url.Values{"kind": {"directoryGroup"}, "who": {"corp:devs"}}), 303)
 	want(t, b.post(members, url.Values{"kind": {"group"}, "who": {"inner"}, "from": {"7d"}, "for": {"1d"}}), 303)
+	for kind, who := range map[string]string{"person": "bob", "directoryGroup": "corp:devs", "group": "inner"} {
+		want(t, b.post(members, url.Values{"kind": {kind}, "who": {who}}), 409, "That is a member already")
+	}
 	want(t, b.get("/groups/plat%20form?did=added"), 200, "Member added.", "bob", "INC-1", "ends <time", "in 8 h", "corp:devs", "until removed", "by carol", `href="/groups/inner"`, "begins <time", "in 7 days", "in 8 days")
 	want(t, b.get("/groups/plat%20form?kind=group"), 200, `href="/groups/inner"`)
 	if got := b.get("/groups/plat%20form?kind=group"); strings.Contains(got.body, "INC-1") {
@@ -101,7 +105,7 @@ func TestEveryRouteHasItsRights(t *testing.T) {
 		{"GET", "/groups/platform/remove?kind=person&id=corp.id-dave", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform?change=corp.id-dave&kind=person", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform/delete", "", 303, 404, 403, 403, 200},
-		{"POST", "/groups/platform/members", "kind=person&who=fresh", 303, 404, 403, 303, 303},
+		{"POST", "/groups/platform/members", "kind=person&who=fresh", 303, 404, 403, 303, 409},
 		{"POST", "/groups/platform/members", "kind=person&who=nobody-at-all", 303, 404, 403, 422, 422},
 		{"POST", "/groups/platform/edit", "description=new&name=platform", 303, 404, 403, 412, 412},
 		{"POST", "/groups/platform/remove", "kind=person&id=corp.id-fresh", 303, 404, 403, 303, 404},
@@ -418,12 +422,26 @@ func TestMembershipIsChangedFromItsRow(t *testing.T) {
 	got := b.get("/groups/platform")
 	link := regexp.MustCompile(`href="([^"]+)">Change`).FindStringSubmatch(got.body)
 	got = b.get(html.UnescapeString(strings.TrimSuffix(link[1], "#add")))
-	want(t, got, 200, "Change bob", `value="corp.id-bob"`, `value="INC-1"`, "INC-1</td>")
-	got = b.post("/groups/platform/members", url.Values{"kind": {"person"}, "who": {"corp.id-bob"}, "for": {"30d"}, "reason": {"INC-2"}})
+	want(t, got, 200, "Change bob", `value="corp.id-bob"`, `value="INC-1"`, "INC-1</td>", `value="keep" selected`)
+	form := hidden(t, got.body)
+	form["from"], form["for"], form["reason"] = []string{"keep"}, []string{"keep"}, []string{"INC-3"}
+	want(t, b.post("/groups/platform/members", form), 303)
+	kept, err := h.groups.Member(t.Context(), operator(), "platform", groups.KindPerson, "corp.id-bob")
+	if err != nil || kept.Reason != "INC-3" || !kept.End.Equal(m.End.Truncate(time.Microsecond)) {
+		t.Errorf("%+v, %v: the end was %s", kept, err, m.End)
+	}
+	form.Set("for", "9d")
+	want(t, b.post("/groups/platform/members", form), 400)
+	form.Set("reason", strings.Repeat("r", 2000))
+	form.Set("for", "30d")
+	want(t, b.post("/groups/platform/members", form), 422, "Change bob", `value="30d" selected`)
+	form.Set("reason", "INC-2")
+	h.corp.down.Store(true) // nobody is looked up
+	got = b.post("/groups/platform/members", form)
 	if want(t, got, 303); got.header.Get("Location") != "/groups/platform?did=changed" {
 		t.Errorf("goes to %v", got.header)
 	}
-	want(t, b.get("/groups/platform?did=changed"), 200, "was there already", "INC-2", "in 30 days", ">1</span>")
+	want(t, b.get("/groups/platform?did=changed"), 200, "Membership changed", "INC-2", "in 30 days", ">1</span>")
 	want(t, b.get("/groups/platform?change=corp.id-none&kind=person"), 404)
 }
 
