@@ -55,7 +55,7 @@ var faults = []struct {
 	{directory.ErrUnusable, fault{422, "The entry cannot be used", "", 0, "entry-unusable"}},
 	{idp.ErrNoCluster, fault{422, "No such cluster", "The configuration has no cluster of that name.", 0, "no-cluster"}},
 	{groups.ErrUnknown, fault{503, "It may have been done", "Look at the group before you repeat it.", 0, "uncertain"}},
-	{groups.ErrNotFound, fault{404, "No such group or member", "It was deleted or removed, or the address has a mistake in it.", 0, "not-found"}},
+	{groups.ErrNotFound, fault{404, "No such group or member", "It was deleted or removed, or you may not see it, or the address has a mistake in it.", 0, "not-found"}},
 	{groups.ErrExists, fault{409, "That group exists already", "Choose another name, or use the group that is there.", 0, "exists"}},
 	{groups.ErrConflict, fault{409, "Someone else changed this meanwhile", "Nothing was done. Look at it again, then repeat what is still needed.", 0, "conflict"}},
 	{groups.ErrForbidden, fault{403, "You may not do this", "Administrators may, and the owners of a group with its members and description. Ask one of them.", 0, "forbidden"}},
