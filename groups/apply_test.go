@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -190,10 +191,9 @@ func TestApplyCutOff(t *testing.T) {
 	for at := 1; at < 100; at += 3 {
 		h := newHouse(t, bolt.Config{})
 		h.group("team-00000", person("old"))
-		n, failed := 0, false
+		var n atomic.Int64
 		hook := func([]string) error {
-			if n++; n == at {
-				failed = true
+			if n.Add(1) == int64(at) {
 				return errDisk
 			}
 			return nil
@@ -205,6 +205,7 @@ func TestApplyCutOff(t *testing.T) {
 			h.faults.After(hook)
 		}
 		done, err := h.Apply(t.Context(), admin, files, ApplyOptions{})
+		failed := n.Load() >= int64(at)
 		if (err != nil) != failed || failed && errors.Is(err, ErrUnknown) != (at%2 == 1 || len(done) > 0) {
 			t.Fatalf("write %d: %v", at, err)
 		}

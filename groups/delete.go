@@ -146,14 +146,25 @@ func (s *Service) dismantle(ctx context.Context, id, name string) (int64, error)
 	if err := s.takeOut(ctx, id); err != nil {
 		return 0, err
 	}
+	return s.dismiss(ctx, id, name)
+}
+
+// dismiss deletes the record and the name of a group that nothing else is left of.
+// Where another is faster the name may be another group's already.
+func (s *Service) dismiss(ctx context.Context, id, name string) (int64, error) {
 	now, err := s.store.Get(ctx, recordKey(id))
-	if errors.Is(err, store.ErrNotFound) {
-		return 0, nil // another was faster; the name may be another's by now
+	if err == nil {
+		var revision int64
+		revision, err = s.store.Txn(ctx, []store.Cond{{Key: now.Key, Revision: now.Revision}}, []store.Op{{Key: now.Key, Delete: true}, {Key: nameKey(name), Delete: true}})
+		if err == nil {
+			return revision, nil
+		}
 	}
-	if err != nil {
-		return 0, fmt.Errorf("read group: %w", err)
+	if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) { // a marked group changes only by going
+		return 0, fmt.Errorf("delete the group itself: %w", err)
 	}
-	return s.store.Txn(ctx, []store.Cond{{Key: now.Key, Revision: now.Revision}}, []store.Op{{Key: now.Key, Delete: true}, {Key: nameKey(name), Delete: true}})
+	_, revision, err := s.store.List(ctx, membersKey(id), "", 1)
+	return revision, err
 }
 
 // takeOut removes a marked group from all that it is in.

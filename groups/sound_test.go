@@ -60,11 +60,11 @@ func (h *house) soundEntry(x *index, e store.Entry) {
 			h.t.Errorf("%s is for no group", e.Key)
 		}
 	case strings.HasPrefix(e.Key, nameKeys):
-		if g := x.group(string(e.Value)); g == nil || nameKey(g.Name) != e.Key {
+		if g := x.group(string(e.Value)); g == nil || !g.damaged && nameKey(g.Name) != e.Key {
 			h.t.Errorf("%s leads to %+v", e.Key, g)
 		}
 	case strings.HasPrefix(e.Key, recordKeys):
-		if g := x.group(strings.TrimPrefix(e.Key, recordKeys)); x.byName[g.Name].id != g.id {
+		if g := x.group(strings.TrimPrefix(e.Key, recordKeys)); !g.damaged && x.byName[g.Name].id != g.id {
 			h.t.Errorf("%s has no name of its own", e.Key)
 		}
 	}
