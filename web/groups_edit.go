@@ -141,8 +141,18 @@ func (s *Site) renderSettings(w http.ResponseWriter, status int, v visitor, data
 // renameWords names the effect of another name.
 func (s *Site) renameWords(v visitor, g groups.Group) []string {
 	words := []string{"With another name, bindings in clusters that name " + g.Name + " stop giving anything until they name the new one."}
-	if kept := len(s.groups.Containing(v.actor, g.Name)); kept+len(g.Owners)+g.Members > 0 {
-		words = append(words, fmt.Sprintf("It keeps %s and %s, and stays in %s.", many(g.Members, "member"), many(len(g.Owners), "owner"), many(kept, "group")))
+	var kept []string
+	if g.Members > 0 {
+		kept = append(kept, many(g.Members, "member"))
+	}
+	if len(g.Owners) > 0 {
+		kept = append(kept, many(len(g.Owners), "owner"))
+	}
+	if len(kept) > 0 {
+		words = append(words, "It keeps "+listed(kept)+".")
+	}
+	if in := len(s.groups.Containing(v.actor, g.Name)); in > 0 {
+		words = append(words, "It stays a member of "+many(in, "group")+".")
 	}
 	return words
 }
@@ -235,6 +245,12 @@ func (s *Site) saveSettings(w http.ResponseWriter, r *http.Request, v visitor) e
 	if err != nil {
 		return s.refuseSettings(w, v, data, err)
 	}
+	return s.writeSettings(w, r, v, data, change)
+}
+
+// writeSettings is saveSettings once the form is read.
+func (s *Site) writeSettings(w http.ResponseWriter, r *http.Request, v visitor, data settingsPage, change groups.Change) error {
+	g := data.Group
 	if base, err := baseOf(g.Settings); err != nil || base != data.Form.Base {
 		return s.differing(w, v, data, g, err)
 	}

@@ -115,7 +115,7 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 	}
 	data.Starts, data.Lengths = starts, lengths
 	if data.Add.Change != "" {
-		keep := []length{{Value: asNow, Text: "as now"}}
+		keep := []length{{Value: asNow, Text: "not changed"}}
 		data.Starts, data.Lengths = slices.Concat(keep, starts), slices.Concat(keep, lengths)
 	}
 	p := s.pageFor(v, "groups", data.Name, data)

@@ -328,7 +328,7 @@ func TestRenameNamesItsEffect(t *testing.T) {
 	form.Set("labels", "a=1\nb=2")
 	form["cluster"] = []string{"prod", "vault"}
 	got := b.post("/groups/platform/edit", form)
-	want(t, got, 200, "Rename platform to b\u0430se?", "bindings in clusters that name platform stop giving anything", "It keeps 2 members and 1 owner, and stays in 1 group.", "looks like base.")
+	want(t, got, 200, "Rename platform to b\u0430se?", "bindings in clusters that name platform stop giving anything", "It keeps 2 members and 1 owner.", "It stays a member of 1 group.", "looks like base.")
 	got = b.post("/groups/platform/edit", hidden(t, got.body))
 	if want(t, got, 303); got.header.Get("Location") != "/groups/b%D0%B0se?did=renamed" {
 		t.Errorf("goes to %v", got.header)
