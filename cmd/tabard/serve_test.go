@@ -617,6 +617,18 @@ func TestCompany(t *testing.T) {
 	if got := do("", exitDone, "groups", "show", "platform", "-o", "yaml"); !strings.Contains(got, "grantedByName: carol") {
 		t.Errorf("show as yaml: %s", got)
 	}
+	const file = "name: leads\nlabels: {from: git}\nmembers: [{person: bob}, {group: platform}]\n"
+	if got := do(file, exitDiffer, "groups", "apply", "-", "--dry-run"); !strings.Contains(got, "+ group leads: person bob") {
+		t.Errorf("dry run: %s", got)
+	}
+	do(file, exitDone, "groups", "apply", "-")
+	if got := do(file, exitDone, "groups", "apply", "-"); !strings.Contains(got, "nothing to change") {
+		t.Errorf("apply again: %s", got)
+	}
+	if got := do("", exitDone, "groups", "export", "-l", "from=git"); !strings.Contains(got, "name: leads") || strings.Contains(got, "name: platform") {
+		t.Errorf("export: %s", got)
+	}
+	do("", exitDone, "groups", "delete", "leads", "--yes")
 	do("", exitDone, "groups", "remove", "platform", "bob")
 	if got := do("", exitFailed, "groups", "remove", "platform", "bob"); !strings.Contains(got, "bob is not in platform") {
 		t.Errorf("remove again: %s", got)
