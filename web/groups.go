@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -77,9 +78,10 @@ func (s *Site) renderGroups(w http.ResponseWriter, r *http.Request, status int, 
 			data.LabelFilter = append(data.LabelFilter, strings.TrimSpace(l))
 		}
 	}
-	found, next, err := s.groups.List(r.Context(), v.actor, filter, groups.Page{Cursor: q.Get("after"), Limit: perPage})
+	page := groups.Page{Cursor: q.Get("after"), Limit: perPage}
+	found, next, err := s.groups.List(r.Context(), v.actor, filter, page)
 	if err != nil {
-		return err
+		return badPage(err, page)
 	}
 	if data.Rows, err = s.groupRows(v, found); err != nil {
 		return err
@@ -184,6 +186,15 @@ func turnPages(path string, q url.Values, next string) (firstURL, nextURL string
 		nextURL = withQuery(path, q)
 	}
 	return firstURL, nextURL
+}
+
+// badPage says in words for readers that the address of a page has a cursor that no
+// listing gave out.
+func badPage(err error, p groups.Page) error {
+	if p.Cursor != "" && errors.Is(err, groups.ErrInvalid) {
+		return &fault{Status: http.StatusBadRequest, Title: "There is no such page of the list", Detail: "The address has a mistake in it. Go back to the first page."}
+	}
+	return err
 }
 
 func withQuery(path string, q url.Values) string {

@@ -19,6 +19,7 @@ import (
 type groupPage struct {
 	groups.Group
 	Rights    groups.Rights
+	Kept      bool // the visitor owns it, but administrators alone may change it
 	LabelList []label
 	OwnerList []party
 	In        []party    // groups that contain it
@@ -101,6 +102,7 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 		return err
 	}
 	data.Rights = s.groups.RightsOn(v.actor, data.Name)
+	data.Kept = !data.Rights.Members && owns(v.actor, data.Group)
 	data.LabelList, data.OwnerList = s.labels(data.Labels), s.parties(v, data.Owners)
 	for _, name := range s.groups.Containing(v.actor, data.Name) {
 		data.In = append(data.In, s.party(v, groups.Ref{Kind: groups.KindGroup, Name: name}))
@@ -147,10 +149,10 @@ func (s *Site) listMembers(r *http.Request, v visitor, data *groupPage) error {
 		q = url.Values{}
 	}
 	data.Query, data.Kind = strings.TrimSpace(q.Get("q")), groups.Kind(q.Get("kind"))
-	found, next, err := s.groups.Members(r.Context(), v.actor, data.Name,
-		groups.MemberFilter{Kind: data.Kind, Query: data.Query}, groups.Page{Cursor: q.Get("after"), Limit: perPage})
+	filter, page := groups.MemberFilter{Kind: data.Kind, Query: data.Query}, groups.Page{Cursor: q.Get("after"), Limit: perPage}
+	found, next, err := s.groups.Members(r.Context(), v.actor, data.Name, filter, page)
 	if err != nil {
-		return err
+		return badPage(err, page)
 	}
 	for _, m := range found {
 		data.Listed = append(data.Listed, memberRow{m, s.party(v, m.Ref)})

@@ -131,6 +131,21 @@ func TestEveryRouteHasItsRights(t *testing.T) {
 	}
 }
 
+// An owner of a group that administers is told why they may not change it.
+func TestOwnersOfAdministratorsGroups(t *testing.T) {
+	h := newHouse(t)
+	h.make(groups.Settings{Name: "root", Owners: []groups.Ref{personRef("alice")}}, person("bob", 0))
+	h.create("admins", localGroup("root"))
+	b := h.as("alice")
+	got := b.get("/groups/root")
+	want(t, got, 200, "administrators alone see and change that")
+	if strings.Contains(got.body, "Ask one of these") || strings.Contains(got.body, "Add member") {
+		t.Error("alice is offered what she may not do")
+	}
+	want(t, b.post("/groups/root/members", url.Values{"kind": {"person"}, "who": {"alice"}}), 403)
+	want(t, b.get("/groups/root/edit"), 403)
+}
+
 // What somebody may not do is not on the page.
 func TestPagesShowWhatOneMayDo(t *testing.T) {
 	h := rightsHouse(t)
@@ -231,6 +246,8 @@ func TestGroupsFilterAndPages(t *testing.T) {
 		}
 	}
 	want(t, b.get("/groups"), 200, fmt.Sprintf(">%d+<", perPage))
+	want(t, b.get("/groups?after=!!"), 400, "There is no such page of the list")
+	want(t, b.get("/groups/platform?after=!!"), 400, "There is no such page of the list")
 }
 
 func TestMembersHavePages(t *testing.T) {
@@ -314,6 +331,20 @@ func TestOwnersChangeTheDescriptionAlone(t *testing.T) {
 	want(t, b.post("/groups/platform/edit", form), 303)
 	g, err := h.groups.Get(t.Context(), operator(), "platform")
 	must(t, err)
+	labels := map[string]string{"team": "x"}
+	_, err = h.groups.Edit(t.Context(), operator(), "platform", 0, groups.Change{Labels: &labels})
+	must(t, err)
+	form.Set("description", "still ours")
+	got := b.post("/groups/platform/edit", form)
+	want(t, got, 412, "<pre>still ours</pre>")
+	if strings.Contains(got.body, "team=x") {
+		t.Error("the owner is shown a difference in what they cannot change")
+	}
+	form["base"] = hidden(t, got.body)["base"]
+	want(t, b.post("/groups/platform/edit", form), 303)
+	if now, err := h.groups.Get(t.Context(), operator(), "platform"); err != nil || now.Description != "still ours" || now.Labels["team"] != "x" {
+		t.Errorf("%+v, %v", now, err)
+	}
 	if g.Description != "ours" || len(g.Owners) != 1 || g.Owners[0].Name != "alice" || len(g.Clusters)+len(g.Labels) > 0 {
 		t.Errorf("saved %+v", g)
 	}

@@ -185,7 +185,7 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 	keys, err := idp.OpenKeys(t.Context(), st, idp.KeyConfig{Algorithms: cfg.KeyAlgorithms(), Retain: cfg.LongestToken()}, log, nil)
 	must(t, err)
 	t.Cleanup(keys.Close)
-	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins"}, Reserved: cfg.DirectoryPrefixes, Clusters: []string{"prod", "vault"}}, log)
+	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins", "admins"}, Reserved: cfg.DirectoryPrefixes, Clusters: []string{"prod", "vault"}}, log)
 	must(t, err)
 	t.Cleanup(h.groups.Close)
 	h.corp = directoryOf("corp",
