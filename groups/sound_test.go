@@ -72,7 +72,7 @@ func (h *house) soundEntry(x *index, e store.Entry) {
 
 // contents is all that the index holds, however it is laid out.
 func (x *index) contents() map[string]any {
-	out := map[string]any{"names": x.names, "nodes": len(x.ids), "live nodes": len(x.nodes) - len(x.free)}
+	out := map[string]any{"names": append([]string{}, x.names...), "nodes": len(x.ids), "live nodes": len(x.nodes) - len(x.free)}
 	for name, n := range x.byName {
 		out["name "+name] = n
 	}
