@@ -18,6 +18,11 @@ const formerPrefix = "group/"
 // formerMembers memberships go in one write, with what they leave.
 const formerMembers = store.MaxOps / 2
 
+// Migration is the step from record format 1 to 2, after which groups have ids.
+func Migration() store.Migration {
+	return store.Migration{Name: "give groups ids", Run: migrate}
+}
+
 // migrate brings the groups from record format 1 to 2. A group's id comes from its
 // name, so that it can be cut off, and two nodes can do it at once. What is damaged
 // stays damaged, and counts for nothing.

@@ -102,9 +102,9 @@ func TestExplainNested(t *testing.T) {
 		h.must(err)
 		in, out := told(x)
 		switch {
-		case where == "in" && (!slices.Contains(in, way) || len(out) > 0):
+		case where == "in" && !slices.Contains(in, way):
 			t.Errorf("%q: %q without %q", cluster, in, out)
-		case where != "in" && (slices.Contains(in, way) || !slices.Equal(out, []string{"prod-admin: " + where})):
+		case where != "in" && (slices.Contains(in, way) || !slices.Contains(out, "prod-admin: "+where)):
 			t.Errorf("%q: %q without %q", cluster, in, out)
 		}
 	}
