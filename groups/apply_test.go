@@ -155,6 +155,20 @@ func TestApplyRefused(t *testing.T) {
 	if got, err := h.Apply(t.Context(), stranger, []File{{owned, []Member{person("bob")}}}, ApplyOptions{}); err != nil || len(got) != 2 {
 		t.Errorf("members as owner: %v, %v", got, err)
 	}
+	// What an owner exports can be applied, also where they do not see all in it.
+	h.group("hidden")
+	_, err := h.Edit(t.Context(), admin, "team", 0, Change{Owners: &[]Ref{{Kind: KindPerson, ID: "corp.2"}, {Kind: KindGroup, Name: "hidden"}}})
+	must(t, err)
+	h.add("team", local("inner"))
+	var exported []File
+	must(t, h.Export(t.Context(), stranger, Filter{}, func(f File) error { exported = append(exported, f); return nil }))
+	if got, err := h.Apply(t.Context(), stranger, exported, ApplyOptions{}); err != nil || len(got) != 0 || len(exported) != 1 || len(exported[0].Members) != 2 {
+		t.Errorf("what an owner exported: %v, %v, %v", exported, got, err)
+	}
+	exported[0].Members[0].Reason = "other"
+	if _, err := h.Apply(t.Context(), stranger, exported, ApplyOptions{}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a change of what they do not see: %v", err)
+	}
 	for _, e := range h.records() {
 		if e.Act == "group.apply" && (e.Outcome != audit.Denied || e.Reason == "") {
 			t.Errorf("in the trail: %+v", e)

@@ -130,6 +130,7 @@ func BenchmarkLarge(b *testing.B) {
 	open := time.Since(began)
 	anon, all := resident(b)
 	inHeap := heapMiB() - empty
+	eventually(b, "word from the store", func() bool { return !h.follower.Stale() }) // where loading took long
 	var took []time.Duration
 	n, in := 0, 0
 	for b.Loop() {

@@ -317,7 +317,7 @@ func (s *Service) canNest(a Actor, m *Ref, in string) error {
 	defer x.mu.RUnlock()
 	g := x.local(*m)
 	if g == nil || !s.rights(a, g.id, g.Settings).See {
-		return invalid("there is no group %.80q to be a member", m.Name+m.ID)
+		return noMember(m.Name + m.ID)
 	}
 	m.ID, m.Name = g.id, g.Name
 	below, above := x.ids[subject(KindGroup, g.id)], x.ids[subject(KindGroup, in)]

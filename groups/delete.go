@@ -28,7 +28,7 @@ func (s *Service) Delete(ctx context.Context, a Actor, name string, revision int
 		if err := s.mark(ctx, a, g, name, revision, contained); err != nil {
 			return 0, err
 		}
-		revision, err := s.dismantle(ctx, g.id, name)
+		revision, err := s.dismantle(ctx, g.id)
 		if err != nil {
 			err = fmt.Errorf("%w: group %q counts no more, but is not all gone: delete it again: %w", ErrUnknown, name, err)
 		}
@@ -78,8 +78,13 @@ func (s *Service) mark(ctx context.Context, a Actor, g *indexed, name string, re
 	if g.damaged {
 		return s.overwrite(ctx, a, g, name)
 	}
+	var marked int64
 	at, err := s.change(ctx, g.id, &change{plan: func(ctx context.Context, now *current) (write, error) {
+		if now.record.Name != name {
+			return write{}, fmt.Errorf("group %q was renamed to %q: %w", name, now.record.Name, ErrConflict)
+		}
 		if now.record.Deleting {
+			marked = now.entry.Revision
 			return write{}, errMarked
 		}
 		nesting, err := now.nestedAt(ctx)
@@ -98,7 +103,7 @@ func (s *Service) mark(ctx context.Context, a Actor, g *indexed, name string, re
 		return write{conds: append(conds, nesting), ops: []store.Op{moveNesting}, record: &rec}, nil
 	}})
 	if errors.Is(err, errMarked) {
-		return nil
+		at, err = marked, nil
 	}
 	if err != nil {
 		return err
@@ -126,7 +131,7 @@ func (s *Service) overwrite(ctx context.Context, a Actor, g *indexed, name strin
 }
 
 // dismantle deletes what is left of a marked group.
-func (s *Service) dismantle(ctx context.Context, id, name string) (int64, error) {
+func (s *Service) dismantle(ctx context.Context, id string) (int64, error) {
 	for {
 		members, _, err := s.store.List(ctx, membersKey(id), "", store.MaxOps)
 		if err != nil {
@@ -146,25 +151,28 @@ func (s *Service) dismantle(ctx context.Context, id, name string) (int64, error)
 	if err := s.takeOut(ctx, id); err != nil {
 		return 0, err
 	}
-	return s.dismiss(ctx, id, name)
+	return s.dismiss(ctx, id)
 }
 
 // dismiss deletes the record and the name of a group that nothing else is left of.
 // Where another is faster the name may be another group's already.
-func (s *Service) dismiss(ctx context.Context, id, name string) (int64, error) {
-	now, err := s.store.Get(ctx, recordKey(id))
-	if err == nil {
-		var revision int64
-		revision, err = s.store.Txn(ctx, []store.Cond{{Key: now.Key, Revision: now.Revision}}, []store.Op{{Key: now.Key, Delete: true}, {Key: nameKey(name), Delete: true}})
-		if err == nil {
-			return revision, nil
+func (s *Service) dismiss(ctx context.Context, id string) (int64, error) {
+	for range tries {
+		now, err := s.read(ctx, id)
+		if errors.Is(err, ErrNotFound) { // another was faster; this node may not have heard of it
+			_, revision, err := s.store.List(ctx, membersKey(id), "", 1)
+			return revision, err
+		}
+		if err != nil {
+			return 0, err
+		}
+		conds := []store.Cond{{Key: now.entry.Key, Revision: now.entry.Revision}}
+		revision, err := s.store.Txn(ctx, conds, []store.Op{{Key: now.entry.Key, Delete: true}, {Key: nameKey(now.record.Name), Delete: true}})
+		if !errors.Is(err, store.ErrConflict) { // as when a group is taken out of this one
+			return revision, err
 		}
 	}
-	if !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrConflict) { // a marked group changes only by going
-		return 0, fmt.Errorf("delete the group itself: %w", err)
-	}
-	_, revision, err := s.store.List(ctx, membersKey(id), "", 1)
-	return revision, err
+	return 0, fmt.Errorf("%d times: %w", tries, ErrConflict)
 }
 
 // takeOut removes a marked group from all that it is in.

@@ -147,7 +147,7 @@ type Filter struct {
 	Labels  map[string]string // all of them; an empty value stands for any
 	Cluster string            // that it counts on
 	Owner   string            // sub of a person who owns it, directly
-	Member  *Ref              // a direct member
+	Member  *Ref              // a direct member; of groups whose members the actor may see, unless it is themself
 	Mine    bool              // those that the actor owns, directly or through a group
 }
 

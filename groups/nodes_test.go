@@ -131,8 +131,10 @@ func TestNodes(t *testing.T) {
 	all.Wait()
 	h.sound()
 	(&house{Service: nodes[1], t: t, bolt: h.bolt}).sound()
-	for _, g := range h.export() {
-		must(t, h.Delete(t.Context(), admin, g.Name, 0, true))
+	for n := range 5 { // also what was left half deleted
+		if err := h.Delete(t.Context(), admin, fmt.Sprint("g", n), 0, true); err != nil && !errors.Is(err, ErrNotFound) {
+			t.Error(err)
+		}
 	}
 	for key := range h.inStore() {
 		if key != nestingKey {

@@ -55,9 +55,9 @@ func (q *queue) Pop() any {
 }
 
 // routes returns the best routes to each group above starts, at most maxPaths each;
-// also those that have ended or not begun. within, unless nil, is where they may
-// lead through. The caller holds the lock.
-func (x *index) routes(starts []int32, within map[int32]bool, now int64) map[int32][]*route {
+// also those that have ended or not begun. within, unless nil, are the ids of the
+// groups that they may lead through. The caller holds the lock.
+func (x *index) routes(starts []int32, within map[string]bool, now int64) map[int32][]*route {
 	out := map[int32][]*route{}
 	q := &queue{now: now}
 	for _, n := range starts {
@@ -73,7 +73,7 @@ func (x *index) routes(starts []int32, within map[int32]bool, now int64) map[int
 		}
 		for _, e := range x.nodes[r.node].edges {
 			g := x.nodes[e.to].group
-			if g == nil || !g.live || e.span == never || within != nil && !within[e.to] || r.passes(e.to) || len(out[e.to]) == maxPaths {
+			if g == nil || !g.live || e.span == never || within != nil && !within[g.id] || r.passes(e.to) || len(out[e.to]) == maxPaths {
 				continue
 			}
 			heap.Push(q, &route{span{max(r.begin, e.begin), min(r.end, e.end)}, e.to, r.steps + 1, r})
@@ -205,13 +205,17 @@ func (s *Service) Everyone(ctx context.Context, a Actor, name string, limit int)
 		limit = maxReach
 	}
 	below := s.below(g.ID)
+	within := make(map[string]bool, len(below))
+	for _, id := range below {
+		within[id] = true
+	}
 	r := reader{s, map[string]Member{}}
 	refs, cut, err := s.collect(ctx, below, limit, r.have)
 	if err != nil {
 		return nil, false, err
 	}
 	for _, ref := range refs {
-		paths, err := r.paths(ctx, s.tracesTo(ref, g.ID, below))
+		paths, err := r.paths(ctx, s.tracesTo(ref, g.ID, within))
 		if err != nil {
 			return nil, false, err
 		}
@@ -279,17 +283,11 @@ func (s *Service) collect(ctx context.Context, groups []string, limit int, have 
 }
 
 // tracesTo returns the paths from a person or directory group to a group, through
-// the groups below it.
-func (s *Service) tracesTo(ref Ref, id string, below []string) []trace {
+// the groups within.
+func (s *Service) tracesTo(ref Ref, id string, within map[string]bool) []trace {
 	x := s.index
 	x.mu.RLock()
 	defer x.mu.RUnlock()
-	within := make(map[int32]bool, len(below))
-	for _, g := range below {
-		if n, ok := x.ids[subject(KindGroup, g)]; ok {
-			within[n] = true
-		}
-	}
 	from, ok := x.ids[subject(ref.Kind, ref.ID)]
 	to, there := x.ids[subject(KindGroup, id)]
 	if !ok || !there {

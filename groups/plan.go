@@ -43,6 +43,7 @@ type target struct {
 	revision int64    // as planned, then as written
 	now      map[string]store.Entry
 	want     map[string]Member // by subject; nil: as they are
+	hidden   map[string]bool   // of want, groups that the actor does not see: they may stay as they are
 }
 
 // phases are the order of writing. A group is there before it is a member, and what
@@ -188,6 +189,9 @@ func (p *plan) planSettings(t *target) error {
 	for i, o := range set.Owners {
 		if o.Kind == KindGroup {
 			id, ok := p.local(o.Name)
+			if at := slices.IndexFunc(old.Owners, func(w Ref) bool { return w.Kind == KindGroup && o.Name != "" && p.s.index.nameOf(w.ID) == o.Name }); !ok && at >= 0 {
+				id, ok = old.Owners[at].ID, true // whether or not they see it, it may stay
+			}
 			if !ok {
 				p.mistake(set.Name, invalid("there is no group %.80q to own it", o.Name))
 				return nil
@@ -224,12 +228,16 @@ func (p *plan) planWant(t *target) {
 	if t.file.Members == nil {
 		return
 	}
-	t.want = make(map[string]Member, len(t.file.Members))
+	t.want, t.hidden = make(map[string]Member, len(t.file.Members)), map[string]bool{}
 	for _, m := range t.file.Members {
 		if m.Kind == KindGroup {
 			id, ok := p.local(m.Name)
+			if g := p.s.index.named(m.Name); !ok && g != nil && p.pruned[g.id] == nil && t.old != nil && p.s.index.has(t.old, Ref{Kind: KindGroup, ID: g.id}) {
+				id, ok = g.id, true
+				t.hidden[subject(KindGroup, id)] = true
+			}
 			if !ok {
-				p.mistake(t.file.Name, invalid("there is no group %.80q to be a member", m.Name))
+				p.mistake(t.file.Name, noMember(m.Name))
 				continue
 			}
 			m.ID = id
@@ -245,6 +253,8 @@ func (p *plan) planWant(t *target) {
 		t.want[who] = m
 	}
 }
+
+func noMember(name string) error { return invalid("there is no group %.80q to be a member", name) }
 
 // read reads the memberships of the targets: for many in one sweep.
 func (p *plan) read(ctx context.Context) error {
@@ -299,6 +309,10 @@ func (p *plan) planMembers(t *target) {
 			}
 			m.Name = old.Name
 			act = "change"
+		}
+		if t.hidden[who] {
+			p.mistake(t.file.Name, noMember(m.Name))
+			continue
 		}
 		if err := p.s.validMember(m, was); err != nil {
 			p.mistake(t.file.Name, err)

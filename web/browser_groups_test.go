@@ -202,6 +202,9 @@ func TestChromiumPagesFit(t *testing.T) {
 			if over := b.Eval(`document.documentElement.scrollWidth > innerWidth`); over != false {
 				t.Errorf("at %d %.60s is wider than the screen", width, path)
 			}
+			if over := b.Eval(`innerWidth > 600 && Array.from(document.querySelectorAll("th, td")).filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.textContent).join("; ")`); over != false && over != "" {
+				t.Errorf("at %d a cell of %.60s is too narrow for %.200s", width, path, over)
+			}
 			if small := b.Eval(`Array.from(document.querySelectorAll("main :is(button, .button, .act a, .chip, .tag)"), e => e.getBoundingClientRect()).some(r => r.height > 1 && r.height < 24)`); small != false {
 				t.Errorf("at %d %.60s has a target under 24 px", width, path)
 			}
