@@ -242,7 +242,7 @@ func TestChromiumAudit(t *testing.T) {
 	b := testenv.Chromium(t)
 	b.SetJavaScript(false)
 	for _, width := range []int{1280, 390} {
-		b.SetViewport(width, 900, width < 600, false)
+		b.SetViewport(width, 900, width < 600, width < 600)
 		b.Navigate(h.URL + "/audit?person=alice")
 		if width == 1280 {
 			b.Type("#username", "carol")
