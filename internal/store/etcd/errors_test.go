@@ -149,7 +149,7 @@ func TestLimits(t *testing.T) {
 	for i := range 20 {
 		many = append(many, op(fmt.Sprintf("a/%d", i), ""))
 	}
-	for _, ops := range [][]store.Op{{op("a/1", strings.Repeat("x", 100_000))}, many} {
+	for _, ops := range [][]store.Op{{op("a/1", strings.Repeat("x", 100_000))}, {op("a/1", strings.Repeat("x", 900_000))}, many} {
 		_, err := s.Txn(t.Context(), nil, ops)
 		if !errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrUnknown) || !strings.Contains(err.Error(), "--max-txn-ops") {
 			t.Errorf("%d changes: %v", len(ops), err)
