@@ -173,6 +173,7 @@ type house struct {
 	idp    *idp.Service
 	groups *groups.Service
 	corp   *people
+	lab    *people
 	trail  *memory
 }
 
@@ -211,13 +212,13 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 		directory.Person{Username: "disabled", State: directory.Disabled}, directory.Person{Username: "locked", State: directory.Locked},
 		directory.Person{Username: "expired", State: directory.Expired}, directory.Person{Username: "stale", State: directory.PasswordExpired},
 		directory.Person{Username: "fresh", State: directory.MustChange})
-	lab := directoryOf("lab", directory.Person{Username: "twin", Name: "Twin"})
+	h.lab = directoryOf("lab", directory.Person{Username: "twin", Name: "Twin"})
 	sessions, err := idp.OpenSessions(t.Context(), st, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(sessions.Close)
-	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, lab}, Keys: keys, Sessions: sessions, Log: log})
+	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, h.lab}, Keys: keys, Sessions: sessions, Log: log})
 	must(t, err)
 	h.site, err = New(Config{Brand: "Corp & Co"}, h.idp, h.groups, log)
 	must(t, err)
