@@ -51,7 +51,7 @@ func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*founda
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
 		closeLogged(log, "store", st.Close)
-		return nil, fmt.Errorf("audit: %w", err)
+		return nil, fmt.Errorf("audit.dir: %w", err)
 	}
 	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail)}, nil
 }
