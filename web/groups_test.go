@@ -1,6 +1,7 @@
 package web
 
 import (
+	"errors"
 	"fmt"
 	"html"
 	"net/url"
@@ -103,6 +104,7 @@ func TestEveryRouteHasItsRights(t *testing.T) {
 		{"GET", "/groups/platform/everyone", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform/edit", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform/remove?kind=person&id=corp.id-dave", "", 303, 404, 403, 200, 200},
+		{"GET", "/groups/platform/remove?kind=person&id=corp.id-bob", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform?change=corp.id-dave&kind=person", "", 303, 404, 403, 200, 200},
 		{"GET", "/groups/platform/delete", "", 303, 404, 403, 403, 200},
 		{"POST", "/groups/platform/members", "kind=person&who=fresh", 303, 404, 403, 303, 409},
@@ -156,6 +158,9 @@ func TestPagesShowWhatOneMayDo(t *testing.T) {
 	} {
 		got := h.as(login).get("/groups/platform")
 		want(t, got, 200, c.has...)
+		if n := strings.Count(got.body, `<ol class="path">`); n > 1 {
+			t.Errorf("%s is shown %d ways into it", login, n)
+		}
 		for _, lacks := range c.lacks {
 			if strings.Contains(got.body, lacks) {
 				t.Errorf("%s is shown %q", login, lacks)
@@ -358,6 +363,7 @@ func TestRenameNamesItsEffect(t *testing.T) {
 	form["name"], form["description"], form["owner"] = []string{"b\u0430se"}, []string{"other"}, []string{"person corp.id-alice"}
 	form.Set("labels", "a=1\nb=2")
 	form["cluster"] = []string{"prod", "vault"}
+	form.Set("sure", "another")
 	got := b.post("/groups/platform/edit", form)
 	want(t, got, 200, "Rename platform to b\u0430se?", "bindings in clusters that name platform stop giving anything", "It keeps 2 members and 1 owner.", "It stays a member of 1 group.", "looks like base.")
 	got = b.post("/groups/platform/edit", hidden(t, got.body))
@@ -475,6 +481,44 @@ func TestMembershipIsChangedFromItsRow(t *testing.T) {
 	want(t, b.get("/groups/platform?change=corp.id-none&kind=person"), 404)
 }
 
+// Who owns a group sees everyone in it, but no way to groups and people that are not theirs.
+func TestOwnersFollowNoForeignLinks(t *testing.T) {
+	h := newHouse(t)
+	h.create("inner", person("bob", 0))
+	h.make(groups.Settings{Name: "platform", Owners: []groups.Ref{personRef("alice")}}, localGroup("inner"))
+	for _, path := range []string{"/groups/platform", "/groups/platform/everyone"} {
+		got := h.as("alice").get(path)
+		want(t, got, 200, "inner")
+		if strings.Contains(got.body, `href="/groups/inner"`) || strings.Contains(got.body, "/explain?user=") {
+			t.Errorf("%s links to what alice may not see", path)
+		}
+		want(t, h.as("carol").get(path), 200, `href="/groups/inner"`)
+	}
+}
+
+// A member who comes while the settings are being saved is no reason to ask; other
+// settings are.
+func TestSavingAgainAfterAMemberCame(t *testing.T) {
+	h := newHouse(t)
+	h.create("platform")
+	before, err := h.groups.Get(t.Context(), operator(), "platform")
+	must(t, err)
+	base, err := baseOf(before.Settings)
+	must(t, err)
+	_, err = h.groups.Add(t.Context(), operator(), "platform", 0, person("bob", 0))
+	must(t, err)
+	mine := "mine"
+	saved, err := h.site.edit(t.Context(), operator(), before, base, groups.Change{Description: &mine})
+	if err != nil || saved.Description != mine {
+		t.Errorf("%+v, %v", saved, err)
+	}
+	other := "other"
+	var mismatch *groups.MismatchError
+	if _, err := h.site.edit(t.Context(), operator(), before, base, groups.Change{Description: &other}); !errors.As(err, &mismatch) || mismatch.Current.Description != mine {
+		t.Errorf("over other settings: %v", err)
+	}
+}
+
 // Access that begins later is shown as such, and other paths that will count.
 func TestHomeShowsWhatIsToCome(t *testing.T) {
 	h := newHouse(t)
@@ -579,5 +623,10 @@ func TestEndedMembershipsSaySo(t *testing.T) {
 	want(t, b.get("/groups/platform/remove?kind=person&id=corp.id-bob"), 200, "does not count now")
 	if got := h.as("bob").get("/"); strings.Contains(got.body, "platform") {
 		t.Error("an ended membership is shown as access")
+	}
+	_, err = h.groups.Add(t.Context(), operator(), "platform", 0, directoryGroup("corp:devs"))
+	must(t, err)
+	if got := h.as("bob").get("/"); strings.Count(got.body, `<ol class="path">`) != 1 || strings.Contains(got.body, "ended <time") {
+		t.Errorf("an ended path is shown as access: %s", got.body)
 	}
 }
