@@ -351,6 +351,7 @@ func TestOpenAPI(t *testing.T) {
 		api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Settings{}, api.Ref{}, api.FormerName{}, api.GroupNames{},
 		api.Member{}, api.MemberList{}, api.AddMember{}, api.Path{}, api.Step{}, api.Everyone{}, api.Reach{}, api.Person{}, api.GroupPerson{}, api.PeopleList{},
 		api.Who{}, api.FileMember{}, api.File{}, api.Apply{}, api.Applied{}, api.AppliedChange{}, api.Problem{},
+		api.AuditPage{}, api.AuditEvent{}, api.SessionList{}, api.Session{}, api.Ended{}, api.KeyList{}, api.Key{}, api.RotateKeys{},
 	} {
 		kind := reflect.TypeOf(wire)
 		types[kind.Name()] = true

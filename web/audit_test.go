@@ -68,7 +68,7 @@ func TestAuditAPI(t *testing.T) {
 		{admin, "limit=1001", 422, "limit must be"},
 		{admin, "cursor=x", 422, "cursor is not"},
 		{admin, "person=" + strings.Repeat("x", 257), 422, "person is longer"},
-		{other, "person=alice", 403, "administrators"},
+		{other, "person=alice", 403, "Administrators may"},
 		{h.browser(), "", 401, "signed in"},
 	} {
 		got := c.b.get("/api/v1/audit?" + c.query)
@@ -266,29 +266,5 @@ func TestChromiumAudit(t *testing.T) {
 	}
 	if errs := b.ConsoleErrors(); len(errs) > 0 {
 		t.Error(errs)
-	}
-}
-
-// The document has every field of the trail's wire types and no other.
-func TestOpenAPIDescribesAudit(t *testing.T) {
-	var doc struct {
-		Components struct {
-			Schemas map[string]struct{ Properties map[string]any }
-		}
-	}
-	must(t, json.Unmarshal(openAPI, &doc))
-	for _, wire := range []any{api.AuditPage{}, api.AuditEvent{}} {
-		kind := reflect.TypeOf(wire)
-		props := doc.Components.Schemas[kind.Name()].Properties
-		for i := range kind.NumField() {
-			name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")
-			if _, ok := props[name]; !ok {
-				t.Errorf("%s.%s is not described", kind.Name(), name)
-			}
-			delete(props, name)
-		}
-		if len(props) > 0 {
-			t.Errorf("%s has not: %v", kind.Name(), props)
-		}
 	}
 }

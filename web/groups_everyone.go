@@ -1,11 +1,8 @@
 package web
 
 import (
-	"cmp"
 	"net/http"
 	"net/url"
-	"slices"
-	"strings"
 
 	"github.com/tabard-id/tabard/groups"
 )
@@ -40,8 +37,9 @@ type way struct {
 
 // openedGroup is who is in a directory group.
 type openedGroup struct {
-	People        []party
+	People        []party // sorted by name
 	More          bool
+	Unreadable    int // members that are no people here
 	Error, Detail string
 }
 
@@ -90,15 +88,12 @@ func (s *Site) openGroup(r *http.Request, v visitor, name string) *openedGroup {
 		f := s.explainLogged(r, err)
 		return &openedGroup{Error: f.Title, Detail: f.Detail}
 	}
-	opened := &openedGroup{More: found.More}
+	opened := &openedGroup{More: found.More, Unreadable: found.Unreadable}
 	for _, m := range found.People {
 		p := m.Person
 		one := s.party(v, groups.Ref{Kind: groups.KindPerson, ID: p.Sub(), Name: p.Username})
 		one.Full = p.Name
 		opened.People = append(opened.People, one)
 	}
-	slices.SortFunc(opened.People, func(a, b party) int {
-		return cmp.Compare(strings.ToLower(cmp.Or(a.Full, a.Name)), strings.ToLower(cmp.Or(b.Full, b.Name)))
-	})
 	return opened
 }
