@@ -350,7 +350,7 @@ func TestOpenAPI(t *testing.T) {
 		api.Explanation{}, api.ExplainedPerson{}, api.ExplainedQuery{}, api.ExplainedGroup{}, api.LeftOut{}, api.ExplainedToken{},
 		api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Settings{}, api.Ref{}, api.FormerName{}, api.GroupNames{},
 		api.Member{}, api.MemberList{}, api.AddMember{}, api.Path{}, api.Step{}, api.Everyone{}, api.Reach{}, api.Person{}, api.GroupPerson{}, api.PeopleList{},
-		api.Who{}, api.FileMember{}, api.File{}, api.Apply{}, api.Applied{}, api.AppliedChange{}, api.Problem{},
+		api.Who{}, api.FileMember{}, api.File{}, api.Apply{}, api.Applied{}, api.AppliedChange{}, api.Problem{}, api.AuditPage{}, api.AuditEvent{},
 	} {
 		kind := reflect.TypeOf(wire)
 		types[kind.Name()] = true
