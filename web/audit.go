@@ -30,7 +30,9 @@ const (
 var errPageFull = errors.New("the page is full")
 
 var (
-	errAuditBusy = &fault{Status: 429, Title: "You are searching already", Detail: "One search at a time. Wait until the other one is done.", RetryAfter: int(searchTime / time.Second)}
+	errNotAuditor error = &fault{Status: 403, Title: "You may not do this", Code: "forbidden", Detail: "Only administrators may look at the trail. Ask one of them."}
+
+	errAuditBusy = &fault{Status: 429, Code: "busy", Title: "You are searching already", Detail: "One search at a time. Wait until the other one is done.", RetryAfter: int(searchTime / time.Second)}
 	errNoAudit   = &fault{Status: 404, Title: "The trail is not searched here", Detail: "Use tabard audit search."}
 )
 
@@ -124,7 +126,7 @@ func (a *Auditor) search(ctx context.Context, who groups.Actor, admin bool, v ur
 	}
 	if !admin {
 		e.Outcome, e.Reason = audit.Denied, groups.ErrForbidden.Error()
-		return page, cmp.Or(a.trail.Append(ctx, e), groups.ErrForbidden)
+		return page, cmp.Or(a.trail.Append(ctx, e), errNotAuditor)
 	}
 	if !a.begin(who.Sub) {
 		return page, errAuditBusy

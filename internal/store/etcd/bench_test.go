@@ -67,9 +67,7 @@ func BenchmarkChangeSeen(b *testing.B) {
 		for w := range 16 {
 			others.Go(func() { busy(b, one, fmt.Sprintf("other/%d", w), stop) })
 		}
-		b.ResetTimer()
-		var seen []time.Duration
-		for b.Loop() {
+		change := func() time.Duration {
 			began := time.Now()
 			revision := mustTxn(b, one, op("s/1", "x"))
 			for batch := range ch {
@@ -77,7 +75,12 @@ func BenchmarkChangeSeen(b *testing.B) {
 					break
 				}
 			}
-			seen = append(seen, time.Since(began))
+			return time.Since(began)
+		}
+		change() // a new watch is a tenth of a second behind
+		var seen []time.Duration
+		for b.Loop() {
+			seen = append(seen, change())
 		}
 		close(stop)
 		others.Wait()
