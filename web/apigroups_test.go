@@ -369,6 +369,53 @@ func TestNestedMembersAndEveryone(t *testing.T) {
 	}
 }
 
+// The people of directory groups are its directory's; a group that cannot be read says so
+// beside the others.
+func TestPeopleOfDirectoryGroups(t *testing.T) {
+	h, _, admin := apiHouse(t)
+	h.create("platform", person("bob", 0), groups.Member{Ref: groups.Ref{Kind: groups.KindDirectoryGroup, ID: "corp:devs"}}, groups.Member{Ref: groups.Ref{Kind: groups.KindDirectoryGroup, ID: "corp:gone"}})
+	people := func() map[string]api.Reach {
+		t.Helper()
+		out := map[string]api.Reach{}
+		for _, one := range decoded[api.Everyone](t, admin.get("/api/v1/groups/platform/everyone?people=true"), 200).Everyone {
+			out[one.ID] = one
+		}
+		return out
+	}
+	got := people()
+	devs := got["corp:devs"]
+	found := slices.IndexFunc(devs.People, func(p api.GroupPerson) bool { return p.Sub == "corp.id-alice" })
+	if found < 0 || devs.People[found].Name != "Alice Ångström" || len(devs.People[found].Path) != 1 || devs.Problem != "" || got["corp.id-bob"].People != nil {
+		t.Errorf("%+v", got)
+	}
+	if gone := got["corp:gone"]; gone.People != nil || gone.Problem == "" || len(gone.Paths) != 1 {
+		t.Errorf("%+v", gone)
+	}
+	h.corp.down.Store(true)
+	if devs := people()["corp:devs"]; devs.People != nil || !strings.Contains(devs.Problem, "does not answer") || len(devs.Paths) != 1 {
+		t.Errorf("%+v", devs)
+	}
+}
+
+func TestSearchPeople(t *testing.T) {
+	h, _, admin := apiHouse(t)
+	list := decoded[api.PeopleList](t, admin.get("/api/v1/people?q=al"), 200)
+	if len(list.People) != 1 || list.People[0].Sub != "corp.id-alice" || list.People[0].Email != "alice@corp.example" || list.Cut {
+		t.Errorf("%+v", list)
+	}
+	want(t, admin.get("/api/v1/people?q=a"), 200, `{"people":[]}`)
+	want(t, admin.get("/api/v1/people"), 200, `{"people":[]}`)
+	want(t, admin.get("/api/v1/people?q=tw&limit=1"), 200, `"cut":true`)
+	want(t, admin.get("/api/v1/people?q=al&limit=21"), 400, "limit")
+	h.make(groups.Settings{Name: "platform", Owners: []groups.Ref{{Kind: groups.KindPerson, ID: "corp.id-alice", Name: "alice"}}}, person("bob", 0))
+	want(t, h.as("alice").get("/api/v1/people?q=bo"), 200, `"username":"bob"`)
+	bob := h.as("bob")
+	want(t, bob.get("/api/v1/people?q=al"), 403, `"code":"forbidden"`)
+	h.corp.down.Store(true)
+	h.lab.down.Store(true)
+	want(t, admin.get("/api/v1/people?q=al"), 503, "does not answer")
+}
+
 func TestLookalikesWarn(t *testing.T) {
 	_, _, admin := apiHouse(t)
 	want(t, admin.do("POST", "/api/v1/groups", asJSON, `{"name":"platform"}`), 201)

@@ -192,9 +192,9 @@ func (a *apiServer) openUp(ctx context.Context, all []api.Reach) error {
 			continue
 		}
 		for _, m := range found.People {
-			one.People = append(one.People, api.GroupPerson{Person: wirePerson(m.Person)})
+			one.People = append(one.People, api.GroupPerson{Person: wirePerson(m.Person), Path: m.Path})
 		}
-		one.PeopleCut = found.More
+		one.PeopleCut, one.Unreadable = found.More, found.Unreadable
 	}
 	return nil
 }

@@ -15,24 +15,21 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/tabard-id/tabard/internal/api"
 )
 
-// contract is openapi.json, which every request and answer of a checked browser is held
+// contract is openapi.json, which every request and answer of a browser is held
 // against. It knows the keywords of JSON Schema that the document uses, and no other.
 type contract struct {
-	doc  map[string]any
-	mu   sync.Mutex
-	seen map[string]bool // "METHOD /path status" of what was answered
+	doc map[string]any
 }
 
 func newContract(t *testing.T) *contract {
 	t.Helper()
-	c := &contract{seen: map[string]bool{}}
+	c := &contract{}
 	must(t, json.Unmarshal(openAPI, &c.doc))
 	return c
 }
@@ -308,9 +305,6 @@ func (x *checked) RoundTrip(r *http.Request) (*http.Response, error) {
 	item := x.c.at("paths", path)
 	op, _ := item[strings.ToLower(r.Method)].(map[string]any)
 	what := fmt.Sprintf("%s %s %d", r.Method, path, resp.StatusCode)
-	x.c.mu.Lock()
-	x.c.seen[what] = true
-	x.c.mu.Unlock()
 	if op == nil {
 		if resp.StatusCode != 404 && resp.StatusCode != 405 {
 			x.t.Errorf("%s %s is served and not described", r.Method, r.URL)
@@ -351,7 +345,7 @@ func TestOpenAPI(t *testing.T) {
 		api.Me{}, api.ClusterList{}, api.Cluster{}, api.GroupList{}, api.Group{}, api.Settings{}, api.Ref{}, api.FormerName{}, api.GroupNames{},
 		api.Member{}, api.MemberList{}, api.AddMember{}, api.Path{}, api.Step{}, api.Everyone{}, api.Reach{}, api.Person{}, api.GroupPerson{}, api.PeopleList{},
 		api.Who{}, api.FileMember{}, api.File{}, api.Apply{}, api.Applied{}, api.AppliedChange{}, api.Problem{},
-		api.AuditPage{}, api.AuditEvent{}, api.SessionList{}, api.Session{}, api.Ended{}, api.KeyList{}, api.Key{}, api.RotateKeys{},
+		api.SessionList{}, api.Session{}, api.Ended{}, api.KeyList{}, api.Key{}, api.RotateKeys{}, api.AuditPage{}, api.AuditEvent{},
 	} {
 		kind := reflect.TypeOf(wire)
 		types[kind.Name()] = true

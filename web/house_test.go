@@ -241,7 +241,7 @@ func (h *house) authorize(client, redirect string) (sealed, binding string) {
 	return a.Sealed, a.Binding
 }
 
-// browser follows no redirects and keeps cookies.
+// browser follows no redirects, keeps cookies, and holds the API to its document.
 type browser struct {
 	*http.Client
 	h *house
@@ -252,7 +252,7 @@ func (h *house) browser() *browser {
 	must(h.t, err)
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: h.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs}}
 	h.t.Cleanup(transport.CloseIdleConnections)
-	return &browser{&http.Client{Jar: jar, Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, h}
+	return newContract(h.t).check(&browser{&http.Client{Jar: jar, Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}, h})
 }
 
 // as is a browser that login is signed in with.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/tabard-id/tabard/internal/api"
+	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
@@ -254,4 +255,19 @@ func asJSON(t *testing.T, v any) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+// A store of the version before is read, after a copy of it was made.
+func TestGroupsOfTheFirstFormat(t *testing.T) {
+	config, path := offlineStore(t)
+	fill(t, path,
+		store.Op{Key: "group/platform", Value: []byte(`{"name":"platform","description":"runs it","created":"2026-01-02T03:04:05Z"}`)},
+		store.Op{Key: "group/platform/person/corp.1", Value: []byte(`{"kind":"person","id":"corp.1","name":"bob","end":"2999-01-01T00:00:00Z","reason":"on call","grantedBy":"corp.2","grantedByName":"carol","grantedAt":"2026-01-02T03:04:05Z"}`)})
+	do := doing(t, config)
+	for range 2 {
+		says(t, do(exitDone, "groups", "show", "platform"), "Description runs it", "bob person at once 2999-01-01", "carol on call corp.1")
+	}
+	if copies, err := filepath.Glob(path + ".format1-*.backup"); err != nil || len(copies) != 1 {
+		t.Errorf("%q, %v", copies, err)
+	}
 }

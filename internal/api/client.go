@@ -195,14 +195,14 @@ func (c *Client) send(ctx context.Context, rq request, read func(*http.Response)
 // httpFor is the client for rq: what may take longer also has longer until the answer
 // begins.
 func (c *Client) httpFor(rq request) *http.Client {
-	t, ok := c.http.Transport.(interface{ Clone() *http.Transport })
+	t, ok := c.http.Transport.(named)
 	if rq.deadline == 0 || !ok {
 		return c.http
 	}
 	patient, hc := t.Clone(), *c.http
 	patient.ResponseHeaderTimeout = rq.deadline
 	patient.DisableKeepAlives = true
-	hc.Transport = patient
+	hc.Transport = named{patient}
 	return &hc
 }
 
