@@ -648,7 +648,7 @@ func TestCompany(t *testing.T) {
 	if got := do("pw-bob\n", exitDone, "login", "--username", "bob", "--password-stdin"); strings.Contains(got, "yes") {
 		t.Errorf("bob administers: %s", got)
 	}
-	if got := do("", exitFailed, "audit", "search"); !strings.Contains(got, "Administrators may") {
+	if got := do("", exitFailed, "audit", "search"); !strings.Contains(got, "administrators may") {
 		t.Errorf("bob searches: %s", got)
 	}
 	if got := do("", exitFailed, "groups", "delete", "platform", "--yes"); !strings.Contains(got, "you may not see it") {
