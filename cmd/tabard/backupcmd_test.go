@@ -59,7 +59,7 @@ func TestBackupOfServer(t *testing.T) {
 		t.Fatal(sum, err, errs.String())
 	}
 	told(t, "pw-bob\n", exitDone, "login", "--username", "bob", "--password-stdin")
-	says(t, told(t, "", exitFailed, "backup", filepath.Join(dir, "bob")), "Administrators may")
+	says(t, told(t, "", exitFailed, "backup", filepath.Join(dir, "bob")), "administrators may")
 	says(t, told(t, "", exitFailed, "backup", filepath.Join(dir, "no", "folder")), "no such file or directory")
 	says(t, told(t, "", exitFailed, "backup", "--config", s.path, filepath.Join(dir, "x")), "stop it")
 	says(t, told(t, "", exitFailed, "restore", "--config", s.path, file), "stop it")
