@@ -5,6 +5,7 @@ package idp
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -103,6 +104,11 @@ type Service struct {
 	pace    *pacer
 	turns   *turns
 
+	reviewers map[string]*Reviewer                     // by cluster
+	verified  *remembered[[sha256.Size]byte, verified] // by the token's hash
+	refusals  *remembered[string, struct{}]            // jti of tokens whose refusal is in the trail
+	large     *remembered[string, struct{}]            // sessions and clients whose large token is in the log
+
 	mustReserve atomic.Bool // see attempt.mayForget
 }
 
@@ -124,7 +130,13 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}}}, nil
+	s := &Service{
+		Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}},
+		verified: newRemembered[[sha256.Size]byte, verified](verifiedTokens / 2),
+		refusals: newRemembered[string, struct{}](4096), large: newRemembered[string, struct{}](4096),
+	}
+	s.reviewers = s.reviewersOf(cfg.Clusters)
+	return s, nil
 }
 
 // Issuer is the issuer identifier, without a trailing slash.

@@ -270,19 +270,41 @@ func (k *Keys) current(alg string) *signingKey {
 
 // Verify returns the payload of a compact JWS that one of our keys signed.
 func (k *Keys) Verify(token string) ([]byte, error) {
+	payload, _, _, err := k.verify(token)
+	return payload, err
+}
+
+// verify is Verify, and names the key.
+func (k *Keys) verify(token string) (payload []byte, alg, kid string, err error) {
 	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
 	if err != nil {
-		return nil, fmt.Errorf("parse token: %w", err)
+		return nil, "", "", fmt.Errorf("parse token: %w", err)
 	}
 	header := jws.Signatures[0].Header
+	public, ok := k.publicKey(header.Algorithm, header.KeyID)
+	if !ok {
+		return nil, "", "", errors.New("token is signed by no key of ours")
+	}
+	payload, err = jws.Verify(public)
+	return payload, header.Algorithm, header.KeyID, err
+}
+
+// publicKey returns a published key of an algorithm.
+func (k *Keys) publicKey(alg, kid string) (jose.JSONWebKey, bool) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	for _, key := range k.keys[header.Algorithm] {
-		if key.ID == header.KeyID {
-			return jws.Verify(key.public)
+	for _, key := range k.keys[alg] {
+		if key.ID == kid {
+			return key.public, true
 		}
 	}
-	return nil, errors.New("token is signed by no key of ours")
+	return jose.JSONWebKey{}, false
+}
+
+// publishes says whether a key is in the JWKS still.
+func (k *Keys) publishes(alg, kid string) bool {
+	_, ok := k.publicKey(alg, kid)
+	return ok
 }
 
 // Public returns the JWKS: every key that signs, will sign, or has signed tokens

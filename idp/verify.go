@@ -3,6 +3,7 @@ package idp
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,36 +58,57 @@ type idClaims struct {
 	ID              string   `json:"jti"`
 	Expires         int64    `json:"exp"`
 	IssuedAt        int64    `json:"iat"`
+	NotBefore       int64    `json:"nbf"`
 }
 
 // maxToken bounds what is parsed; no id_token of ours is larger.
 const maxToken = 1 << 20
 
-// verifyHint checks the signature and issuer of an id_token of ours that may have
-// expired (OpenID Connect RP-Initiated Logout section 2).
-func (s *Service) verifyHint(raw string) (idClaims, error) {
-	var c idClaims
-	if len(raw) > maxToken {
-		return c, errors.New("token is too long")
-	}
-	payload, err := s.Keys.Verify(raw)
-	if err != nil {
-		return c, err
-	}
-	if err := json.Unmarshal(payload, &c); err != nil {
-		return c, fmt.Errorf("token claims: %w", err)
-	}
-	if c.Issuer != s.cfg.Issuer {
-		return c, errors.New("token is of another issuer")
-	}
-	return c, nil
+// verifiedTokens is how many tokens, about, are known by their hash to be ours, so
+// that their signature is not checked again.
+const verifiedTokens = 8192
+
+// verified is a token whose signature was good, and the key that made it.
+type verified struct {
+	idClaims
+	alg, kid string
 }
 
-// verify is verifyHint for a token that must not have expired.
+// verifyHint checks the signature and issuer of an id_token of ours that may have
+// expired (OpenID Connect RP-Initiated Logout section 2). A token that was good
+// before is good while its key is published.
+func (s *Service) verifyHint(raw string) (idClaims, error) {
+	if len(raw) > maxToken {
+		return idClaims{}, errors.New("token is too long")
+	}
+	hash := sha256.Sum256([]byte(raw))
+	if v, ok := s.verified.get(hash); ok && s.Keys.publishes(v.alg, v.kid) {
+		return v.idClaims, nil
+	}
+	payload, alg, kid, err := s.Keys.verify(raw)
+	if err != nil {
+		return idClaims{}, err
+	}
+	v := verified{alg: alg, kid: kid}
+	if err := json.Unmarshal(payload, &v.idClaims); err != nil {
+		return idClaims{}, fmt.Errorf("token claims: %w", err)
+	}
+	if v.Issuer != s.cfg.Issuer {
+		return idClaims{}, errors.New("token is of another issuer")
+	}
+	s.verified.put(hash, v)
+	return v.idClaims, nil
+}
+
+// verify is verifyHint for a token that lives now, by our own clock.
 func (s *Service) verify(raw string) (idClaims, error) {
 	c, err := s.verifyHint(raw)
-	if err == nil && s.Now().Unix() >= c.Expires {
+	switch now := s.Now().Unix(); {
+	case err != nil:
+	case now >= c.Expires:
 		err = errors.New("token has expired")
+	case now < c.NotBefore:
+		err = errors.New("token is not good yet")
 	}
 	return c, err
 }
