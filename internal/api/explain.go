@@ -62,4 +62,5 @@ type ExplainedToken struct {
 	Claims        map[string]any `json:"claims,omitempty"`        // without jti and sid
 	Size          int            `json:"size"`                    // about, in bytes, signed
 	MaxSize       int            `json:"maxSize"`                 // tokens.maxSize, in bytes
+	SizeAdvice    string         `json:"sizeAdvice,omitempty"`    // of a large one: what makes it large, and what to do
 }
