@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/tabard-id/tabard/internal/audit"
 )
@@ -156,7 +157,7 @@ func (r *Reviewer) Review(ctx context.Context, token string, audiences []string)
 	both := intersect(audiences, r.audiences)
 	if len(audiences) > 0 && len(both) == 0 {
 		// Without an audience in the answer the API server would put in its own.
-		return Reviewed{}, fmt.Errorf("%w: none of the audiences %.200q is in webhook.audiences", ErrRefused, audiences)
+		return Reviewed{}, fmt.Errorf("%w: none of the audiences %.200q is in webhook.audiences", ErrRefused, strings.Join(audiences, " "))
 	}
 	sess, err := s.session(ctx, v.SessionID)
 	if err == nil && (sess.Sub != v.Subject || s.tooOld(sess, r.client)) {

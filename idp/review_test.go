@@ -283,6 +283,12 @@ func TestReviewKnowsNothing(t *testing.T) {
 		t.Errorf("store trouble: %v", err)
 	}
 	h.store.Read(nil)
+	real := h.Groups
+	h.Groups = behind{}
+	if _, err := prod.Review(h.ctx, tokens.IDToken, nil); !errors.Is(err, groups.ErrStale) || errors.Is(err, ErrRefused) {
+		t.Errorf("stale groups: %v", err)
+	}
+	h.Groups = real
 	h.must(h.endSession(h.ctx, &Session{ID: sidOf(tokens.RefreshToken)}, "test"))
 	h.trail.down = errBroken
 	if _, err := prod.Review(h.ctx, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {

@@ -100,7 +100,9 @@ func TestWebhook(t *testing.T) {
 
 	_, other := s.session("alice")
 	s.endSession(refresh)
+	ended := time.Now()
 	eventually(t, cached, "alice's ended session is refused", func() error { return wantUnauthorized(pods(t, k, alice)) })
+	t.Logf("refused %s after its end", time.Since(ended).Round(100*time.Millisecond))
 	if err := pods(t, k, other); err != nil {
 		t.Errorf("alice's other session: %v", err)
 	}
