@@ -106,8 +106,9 @@ func (d *Directory) blame(ctx context.Context, h *host, began time.Time, err err
 	}
 	now, stalled := time.Now(), isStalled(err)
 	if stalled { // so would its other connections
-		d.searches.drop(h)
-		d.binds.drop(h)
+		for _, p := range d.pools() {
+			p.drop(h)
+		}
 	}
 	if !stalled || ctx.Err() == nil || now.Sub(began) >= patience {
 		h.failed(now, stalled)
@@ -143,7 +144,7 @@ func (d *Directory) check(ctx context.Context, h *host) {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	began := time.Now()
-	err := d.searchAt(ctx, h, patience, func(c *conn) error {
+	err := d.searchAt(ctx, d.searches, h, patience, func(c *conn) error {
 		_, err := c.search(ctx, rootQuery("1.1"))
 		return err
 	})

@@ -36,6 +36,8 @@ var (
 	errConnect   = errors.New("connect")
 	errLeftAlone = errors.New("did not answer lately and is left alone for a while")
 	errTooLong   = errors.New("the answer is too long")
+	// errSlow is of a search that says nothing about the host; see browse.
+	errSlow = errors.New("the search took too long: an index may be missing")
 )
 
 // wire is a TCP connection that counts.
@@ -146,6 +148,9 @@ func (d *Directory) onHosts(ctx context.Context, try func(ctx context.Context, h
 				h.answered(time.Now())
 				return err
 			}
+			if errors.Is(err, errSlow) {
+				return fmt.Errorf("%w: %s: %w", ErrUnavailable, h.url, err)
+			}
 			next = d.blame(ctx, h, began, err)
 		}
 		if err = fmt.Errorf("%s: %w", h.url, err); all != nil {
@@ -218,14 +223,14 @@ func (d *Directory) do(ctx context.Context, op func(*conn) error) error {
 	}
 	defer d.searches.release()
 	return d.onHosts(ctx, func(ctx context.Context, h *host, limit time.Duration) error {
-		return d.searchAt(ctx, h, limit, op)
+		return d.searchAt(ctx, d.searches, h, limit, op)
 	})
 }
 
-// searchAt runs op at h. When a pooled connection turns out to be broken it
+// searchAt runs op at h, on a connection of p. When a pooled connection turns out to be broken it
 // runs once more, on a new one.
-func (d *Directory) searchAt(ctx context.Context, h *host, limit time.Duration, op func(*conn) error) error {
-	c := d.searches.take(h)
+func (d *Directory) searchAt(ctx context.Context, p *pool, h *host, limit time.Duration, op func(*conn) error) error {
+	c := p.take(h)
 	for {
 		if c == nil {
 			var err error
@@ -236,7 +241,7 @@ func (d *Directory) searchAt(ctx context.Context, h *host, limit time.Duration, 
 		c.limit = limit
 		err := op(c)
 		if err == nil || resultCode(err) != 0 {
-			d.searches.put(c)
+			p.put(c)
 			return err
 		}
 		c.Close()

@@ -25,7 +25,7 @@ import (
 // Any other error means that the directory answered, but not in a way that may
 // be relied on: nobody is signed in and no session is ended because of it.
 var (
-	// ErrNotFound: no entry, or none with this id.
+	// ErrNotFound: no entry, or none with this id; of Members, no such group.
 	ErrNotFound = errors.New("no such person")
 	// ErrAmbiguous: a login or username matches two entries; nobody is signed in.
 	ErrAmbiguous = errors.New("more than one entry matches")
@@ -38,6 +38,9 @@ var (
 	// because the directory may count a wrong one twice; who calls Bind again reaches
 	// another host, where there is one. It comes with ErrUnavailable.
 	ErrLost = errors.New("the answer to a bind was lost")
+	// ErrBusy: too many look around in the directory at once (Search, Members); a
+	// moment later it may go. It comes with ErrUnavailable.
+	ErrBusy = errors.New("too many searches at once: try again in a moment")
 	// ErrUnusable: the person's entry lacks what a token needs, or holds what no
 	// token may hold.
 	ErrUnusable = errors.New("entry cannot be used")
@@ -114,6 +117,8 @@ type Directory struct {
 	sids     sidCache
 	used     atomic.Bool
 	searches *pool // bound as the service account
+	finds    *pool // so as well, for Search; see browse
+	lists    *pool // and for Members
 	binds    *pool // bound as whoever signed in last; nothing is searched on them
 
 	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
@@ -139,7 +144,8 @@ func New(cfg Config, all ...Config) (*Directory, error) {
 	}
 	d := &Directory{
 		cfg: cfg, bindPassword: cfg.BindPassword, nobody: "tabard-nobody-" + uuid.NewString(),
-		searches: newPool(maxSearches, maxSearches, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
+		searches: newPool(maxSearches, maxSearches, idleTimeout), finds: newPool(maxBrowsers, maxBrowsers, idleTimeout),
+		lists: newPool(maxBrowsers, maxBrowsers, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
 		lookupSRV: net.DefaultResolver.LookupSRV,
 		tls:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
@@ -193,9 +199,12 @@ func (d *Directory) Prefix() string { return d.cfg.GroupPrefix() }
 func (d *Directory) Close() {
 	d.stop()
 	d.watching.Wait()
-	d.searches.close()
-	d.binds.close()
+	for _, p := range d.pools() {
+		p.close()
+	}
 }
+
+func (d *Directory) pools() []*pool { return []*pool{d.searches, d.finds, d.lists, d.binds} }
 
 // Ping says whether a host answers, lets the service account in and shows it
 // the base DNs of users and groups.

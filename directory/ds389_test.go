@@ -1,7 +1,9 @@
 package directory
 
 import (
+	"fmt"
 	"reflect"
+	"strings"
 	"testing"
 
 	"github.com/tabard-id/tabard/internal/testenv"
@@ -41,6 +43,7 @@ func TestDS389(t *testing.T) {
 	wantGroups(t, d, "alice", "corp:company", "corp:dept", "corp:posix", "corp:team", "corp:unique")
 	wantGroups(t, d, "odd", "corp:odd")
 	wantGroups(t, d, "off")
+	agreementOn389(t, s, d)
 
 	s.AddLDIF(t, "dn: cn=MemberOf Plugin,cn=plugins,cn=config\nchangetype: modify\nreplace: nsslapd-pluginEnabled\nnsslapd-pluginEnabled: on\n-\nreplace: memberofgroupattr\nmemberofgroupattr: member\n-\nreplace: memberofattr\nmemberofattr: memberOf\n\n")
 	s.Stop()
@@ -52,4 +55,36 @@ func TestDS389(t *testing.T) {
 	}
 	wantGroups(t, d, "bob", "corp:company", "corp:dept", "corp:sub", "corp:team")
 	wantGroups(t, d, "alice", "corp:company", "corp:dept", "corp:posix", "corp:team", "corp:unique")
+	few := open(t, with(d.cfg, func(c *Config) { c.Users.Filter = "(&(objectClass=person)(!(uid=m*)))" }))
+	if all, nested := wantAgreement(t, few); all != 10 || nested != 5 {
+		t.Errorf("%d memberships, %d nested", all, nested)
+	}
+}
+
+// agreementOn389 compares Groups and Members, and searches.
+func agreementOn389(t *testing.T, s *testenv.DS389, d *Directory) {
+	var people strings.Builder
+	var members []string
+	for i := range 1600 {
+		people.WriteString(person(fmt.Sprintf("m%04d", i), fmt.Sprintf("m%04d", i)))
+		members = append(members, fmt.Sprintf("cn=m%04d,ou=people", i))
+	}
+	s.AddLDIF(t, people.String()+groupOfNames("many", members...)+groupOfNames("above many", "cn=many,ou=groups"))
+	wantMany(t, d, "corp:above many", 1600)
+	s.AddLDIF(t, "dn: cn=many,ou=groups,dc=example,dc=org\nchangetype: delete\n\n")
+	few := open(t, with(d.cfg, func(c *Config) { c.Users.Filter = "(&(objectClass=person)(!(uid=m*)))" }))
+	if all, nested := wantAgreement(t, few); all != 6 || nested != 2 {
+		t.Errorf("%d memberships, %d nested", all, nested)
+	}
+	for typed, want := range map[string]string{"AL": "alice", "alice@e": "alice", "x, y+z (": "odd", "of": "off"} {
+		if got, err := d.Search(t.Context(), typed, 0); err != nil || !reflect.DeepEqual(got, []Person{mustFind(t, d, want)}) {
+			t.Errorf("%q finds %+v, %v", typed, got, err)
+		}
+	}
+	if got, err := d.Search(t.Context(), "m0", 0); err != nil || len(got) != maxShown {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := d.Search(t.Context(), "*l", 0); err != nil || len(got) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
 }

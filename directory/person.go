@@ -31,8 +31,7 @@ func (d *Directory) Find(ctx context.Context, login string) (Person, error) {
 }
 
 func (d *Directory) find(ctx context.Context, login string) (Person, error) {
-	login = strings.TrimSpace(login)
-	if login == "" || len(login) > maxLogin || !utf8.ValidString(login) || strings.ContainsRune(login, 0) {
+	if login = strings.TrimSpace(login); !typeable(login) {
 		return Person{}, ErrNotFound
 	}
 	login, err := d.own(ctx, clean(login))
@@ -46,9 +45,19 @@ func (d *Directory) find(ctx context.Context, login string) (Person, error) {
 	return d.person(ctx, s, loginFilter(s.users.Login, login), login)
 }
 
+// typeable says whether s may be what somebody is called.
+func typeable(s string) bool {
+	return s != "" && len(s) <= maxLogin && utf8.ValidString(s) && !strings.ContainsRune(s, 0)
+}
+
 // loginFilter is the filter for entries with login in one of attributes.
 func loginFilter(attributes []string, login string) string {
-	value := ldap.EscapeFilter(login)
+	return anyFilter(attributes, ldap.EscapeFilter(login))
+}
+
+// anyFilter is the filter for entries with value, which is escaped, in one of
+// attributes.
+func anyFilter(attributes []string, value string) string {
 	var any strings.Builder
 	for _, a := range attributes {
 		any.WriteString("(" + a + "=" + value + ")")
@@ -303,19 +312,29 @@ func (p *Person) readLDAP(e *ldap.Entry, now time.Time) {
 // judged by the policy's pwdLockoutDuration. A policy that cannot be read, or
 // has none, leaves p locked.
 func (d *Directory) lockIsOver(ctx context.Context, p *Person, now time.Time) bool {
-	if p.State != Locked || p.lockedSince.IsZero() {
-		return false
-	}
-	var lasts time.Duration
-	if p.policyDN == "" {
-		if lockout, err := d.Lockout(ctx); err == nil {
-			lasts = lockout.Duration
+	return p.State == Locked && !p.lockedSince.IsZero() && p.outlasts(d.lockLasts(ctx, p.policyDN), now)
+}
+
+func (p *Person) outlasts(lock time.Duration, now time.Time) bool {
+	return lock > 0 && now.Sub(p.lockedSince) > lock
+}
+
+// lockLasts is the pwdLockoutDuration of a policy, or of the directory's where that
+// is empty; 0 when it cannot be read or has none.
+func (d *Directory) lockLasts(ctx context.Context, policy string) time.Duration {
+	if policy == "" {
+		lockout, err := d.Lockout(ctx)
+		if err != nil {
+			return 0
 		}
-	} else if found, err := d.ask(ctx, "read the person's password policy", query{base: p.policyDN, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"pwdLockoutDuration"}, limit: 1}); err == nil && len(found) == 1 {
-		seconds, _ := number(found[0], "pwdLockoutDuration")
-		lasts = time.Duration(min(max(seconds, 0), math.MaxInt32)) * time.Second
+		return lockout.Duration
 	}
-	return lasts > 0 && now.Sub(p.lockedSince) > lasts
+	found, err := d.ask(ctx, "read the person's password policy", query{base: policy, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"pwdLockoutDuration"}, limit: 1})
+	if err != nil || len(found) != 1 {
+		return 0
+	}
+	seconds, _ := number(found[0], "pwdLockoutDuration")
+	return time.Duration(min(max(seconds, 0), math.MaxInt32)) * time.Second
 }
 
 // generalizedTime reads a time (RFC 4517, 3.3.13); what is none is the zero time.

@@ -70,6 +70,12 @@ func doEverything(t *testing.T, d *Directory, login, password string) {
 	errs = append(errs, err)
 	_, err = d.Explain(t.Context(), login)
 	errs = append(errs, err)
+	_, err = d.Search(t.Context(), login, 0)
+	errs = append(errs, err)
+	for _, g := range explained(t, d, login).Groups {
+		_, err = d.Members(t.Context(), g.Name, 0)
+		errs = append(errs, err)
+	}
 	d.Lockout(t.Context()) // an error where the server has no policy
 	d.check(t.Context(), d.known[0])
 	for i, err := range errs {

@@ -62,6 +62,8 @@ func TestActiveDirectory(t *testing.T) {
 	t.Run("bind and state", func(t *testing.T) { bindInAD(t, d) })
 	t.Run("groups", func(t *testing.T) { groupsInAD(t, s) })
 	t.Run("odd names", func(t *testing.T) { oddNamesInAD(t, s) })
+	t.Run("members", func(t *testing.T) { membersInAD(t, s) })
+	t.Run("search", func(t *testing.T) { searchInAD(t, s, d) })
 	t.Run("accounts change", func(t *testing.T) { changesInAD(t, s, d) })
 }
 
@@ -82,6 +84,9 @@ func oddNamesInAD(t *testing.T, s *testenv.Samba) {
 				t.Errorf("bind of %q: %v", name, err)
 			}
 			wantGroups(t, d, sam, "corp:above-"+sam, "corp:g-"+sam)
+			if m, err := d.Members(t.Context(), "corp:above-"+sam, 0); err != nil || len(m.People) != 1 || m.People[0].Person.Username != sam || len(m.People[0].Path) != 2 {
+				t.Errorf("members above %q: %+v, %v", name, m, err)
+			}
 		}
 	}
 }
@@ -158,6 +163,80 @@ func findInAD(t *testing.T, s *testenv.Samba, d *Directory) {
 	other := open(t, with(sambaConfig(s), func(c *Config) { c.Name = "forest" }))
 	if p := mustFind(t, other, `corp\jane`); p.Username != "jane" {
 		t.Errorf("by NetBIOS name: %+v", p)
+	}
+}
+
+// membersInAD follows groupsInAD, which made a way through a list, and bob's primary
+// group one that is in another.
+func membersInAD(t *testing.T, s *testenv.Samba) {
+	s.AddLDIF(t, "dn: OU=Sub,OU=Groups,"+s.BaseDN+"\nobjectClass: organizationalUnit\n\n"+strings.ReplaceAll(
+		adGroup("far", "-2147483640", "Jörg,OU=People")+adGroup("list2", "2", "far,OU=Groups", "Bob,OU=People")+adGroup("near", "-2147483640"), ",OU=Groups,DC", ",OU=Sub,OU=Groups,DC")+
+		"dn: CN=far,OU=Sub,OU=Groups,"+s.BaseDN+"\nchangetype: modify\nadd: member\nmember: CN=team,OU=Groups,"+s.BaseDN+"\n\n"+
+		adGroup("top", "-2147483640", "far,OU=Sub,OU=Groups", "list2,OU=Sub,OU=Groups", "Domain Users,CN=Users"))
+	for _, cn := range []string{"top", "circle", "above-primary"} {
+		s.AddLDIF(t, "dn: CN="+cn+",OU=Groups,"+s.BaseDN+"\nchangetype: modify\nadd: description\ndescription: The "+cn+"\n\n")
+	}
+	for _, nested := range []Nested{NestedInChain, NestedTokenGroups, NestedWalk, NestedNone} {
+		for name, change := range map[string]func(*Config){
+			"all": func(*Config) {}, "exclude": func(c *Config) { c.Groups.Exclude = []string{"dept", "primary", "far"} },
+			"one OU":           func(c *Config) { c.Groups.BaseDN = "OU=Groups," + s.BaseDN },
+			"one OU, excluded": func(c *Config) { c.Groups.BaseDN, c.Groups.Exclude = "OU=Groups,"+s.BaseDN, []string{"team"} },
+			"OU below":         func(c *Config) { c.Groups.BaseDN = "OU=Sub,OU=Groups," + s.BaseDN },
+			"lists too":        func(c *Config) { c.Groups.Filter = "(objectCategory=group)" },
+			"some":             func(c *Config) { c.Groups.Filter = "(|(cn=top)(cn=circle)(cn=above-primary)(cn=list*))" },
+			"few have a name":  func(c *Config) { c.Groups.Name, c.Groups.BaseDN = "description", "OU=Groups,"+s.BaseDN },
+			"another member":   func(c *Config) { c.Groups.Member = "managedBy" },
+		} {
+			if name == "another member" && nested != NestedWalk && nested != NestedNone {
+				continue // their rules know no other
+			}
+			t.Run(string(nested)+" "+name, func(t *testing.T) {
+				all, deep := wantAgreement(t, open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested = nested; change(c) })))
+				unreachable := name == "few have a name" && (nested == NestedWalk || nested == NestedNone)
+				if t.Logf("%d memberships, %d nested", all, deep); (all == 0) != unreachable {
+					t.Errorf("%d memberships prove little", all)
+				}
+			})
+		}
+	}
+	d := open(t, sambaConfig(s))
+	m, err := d.Members(t.Context(), "corp:circle", 0)
+	in := func(cn string) string { return "CN=" + cn + ",OU=Groups," + s.BaseDN }
+	if want := []Member{{mustFind(t, d, "jane"), []string{in("circle"), in("company"), in("dept"), in("team")}}}; err != nil || !reflect.DeepEqual(m.People, want) {
+		t.Errorf("%+v, %v, want %+v", m, err, want)
+	}
+	t.Run("many", func(t *testing.T) {
+		var people strings.Builder
+		var members []string
+		for i := range 1600 {
+			fmt.Fprintf(&people, "dn: CN=m%04[1]d,OU=People,%[2]s\nobjectClass: user\nsAMAccountName: m%04[1]d\n\n", i, s.BaseDN)
+			members = append(members, fmt.Sprintf("m%04d,OU=People", i))
+		}
+		s.AddLDIF(t, people.String()+adGroup("many", "-2147483646", members...)+adGroup("above-many", "-2147483640", "many,OU=Groups"))
+		wantMany(t, d, "corp:above-many", 1600)
+		wantMany(t, open(t, with(sambaConfig(s), func(c *Config) { c.Groups.Nested, c.Groups.Exclude = NestedWalk, []string{"x"} })), "corp:many", 1600)
+		if found, err := d.Search(t.Context(), "m0", 0); err != nil || len(found) != 20 || found[0].State != Disabled {
+			t.Errorf("%+v, %v", found, err)
+		}
+	})
+}
+
+func searchInAD(t *testing.T, s *testenv.Samba, d *Directory) {
+	jane := mustFind(t, d, "jane")
+	for _, typed := range []string{"ja", "JAN", " jane ", "Jane D", "Jane (", "jane.d@", "jane.doe@corp", `corp\ja`, `CORP\ja`} {
+		if got, err := d.Search(t.Context(), typed, 0); err != nil || !reflect.DeepEqual(got, []Person{jane}) {
+			t.Errorf("%q finds %+v, %v", typed, got, err)
+		}
+	}
+	for typed, want := range map[string]string{"jö": "jörg", "jör": "jörg", "of": "off", "expi": "expired", "mus": "must"} {
+		if got, err := d.Search(t.Context(), typed, 0); err != nil || len(got) != 1 || got[0].Username != want || got[0].State != mustFind(t, d, want).State {
+			t.Errorf("%q finds %+v, %v", typed, got, err)
+		}
+	}
+	for _, typed := range []string{"", "j", `corp\j`, `other\jane`, `corp\`, "*a", "ja*", "=jane", "=ja", "team", "ane", "DC1", "Doe)(x=*", "ja\x00"} {
+		if got, err := d.Search(t.Context(), typed, 0); err != nil || len(got) != 0 {
+			t.Errorf("%q finds %+v, %v", typed, got, err)
+		}
 	}
 }
 

@@ -94,7 +94,7 @@ func (s *schema) defaultActiveDirectory() {
 	setDefault(&u.Username, "sAMAccountName")
 	setDefault(&u.ID, "objectGUID")
 	// Security groups, not distribution lists: bit 0x80000000 of groupType.
-	setDefault(&g.Filter, "(&(objectCategory=group)(groupType:1.2.840.113556.1.4.803:=2147483648))")
+	setDefault(&g.Filter, "(&(objectCategory=group)"+securityGroups+")")
 	setDefault(&g.Name, "sAMAccountName")
 	setDefault(&g.Member, "member")
 	s.members = []string{g.Member}

@@ -20,6 +20,9 @@ type query struct {
 	filter     string
 	attributes []string
 	limit      int // of entries; more are an error
+	// part: with the error that there are more come those that were read. See cutOff.
+	part bool
+	time int // seconds after which the server gives up; none when zero
 }
 
 // rootQuery reads attributes of the root DSE.
@@ -38,9 +41,10 @@ func (d *Directory) search(ctx context.Context, q query) ([]*ldap.Entry, error) 
 	return entries, err
 }
 
-// search returns all entries that match q, or an error: never a part of them.
+// search returns all entries that match q, or an error: never a part of them
+// unless q.part wants it.
 func (c *conn) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
-	req := ldap.NewSearchRequest(q.base, q.scope, ldap.NeverDerefAliases, 0, 0, false, q.filter, q.attributes, nil)
+	req := ldap.NewSearchRequest(q.base, q.scope, ldap.NeverDerefAliases, 0, q.time, false, q.filter, q.attributes, nil)
 	paging := ldap.NewControlPaging(pageSize)
 	if q.limit > pageSize {
 		req.Controls = []ldap.Control{paging}
@@ -54,11 +58,11 @@ func (c *conn) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
 		if errors.Is(err, ldap.ErrSizeLimitExceeded) {
 			err = ldap.NewError(ldap.LDAPResultSizeLimitExceeded, err)
 		}
-		if err != nil {
+		if err != nil && !(q.part && cutOff(err)) {
 			return nil, err
 		}
-		if entries = append(entries, page.Entries...); len(entries) > q.limit {
-			return nil, ldap.NewError(ldap.LDAPResultSizeLimitExceeded, fmt.Errorf("more than %d entries", q.limit))
+		if entries = append(entries, page.Entries...); err != nil || len(entries) > q.limit {
+			return c.partOf(ctx, q, entries, err)
 		}
 		next, _ := ldap.FindControl(page.Controls, ldap.ControlTypePaging).(*ldap.ControlPaging)
 		if next == nil || len(next.Cookie) == 0 {
@@ -69,6 +73,29 @@ func (c *conn) search(ctx context.Context, q query) ([]*ldap.Entry, error) {
 		}
 		paging.SetCookie(next.Cookie)
 	}
+}
+
+// partOf is the end of a search with more entries than are wanted, or than the
+// server sends: an error, which with q.part those that were read come with.
+func (c *conn) partOf(ctx context.Context, q query, entries []*ldap.Entry, more error) ([]*ldap.Entry, error) {
+	if more == nil {
+		more = ldap.NewError(ldap.LDAPResultSizeLimitExceeded, fmt.Errorf("more than %d entries", q.limit))
+	}
+	if !q.part {
+		return nil, more
+	}
+	entries = entries[:min(len(entries), q.limit)]
+	if err := c.complete(ctx, entries); err != nil {
+		return nil, err
+	}
+	return entries, more
+}
+
+// cutOff says whether err means that there are more entries than were wanted, or
+// than the server is willing to send or to look through.
+func cutOff(err error) bool {
+	code := resultCode(err)
+	return code == ldap.LDAPResultSizeLimitExceeded || code == ldap.LDAPResultAdminLimitExceeded
 }
 
 // resultCode is the server's answer in err, and 0 when err is nil or no answer.

@@ -27,6 +27,7 @@ type Config struct {
 	// Outage says for each directory how long a session may go on from what was
 	// last read when the directory does not answer; absent or 0: not at all.
 	Outage map[string]time.Duration
+	Vault  *Vault // that encrypts the server's secret; nil: none
 	// DirectoryPrefixes are the prefixes of directory groups' names: no local
 	// group may begin with one, and a pattern with one means directory groups.
 	DirectoryPrefixes []string

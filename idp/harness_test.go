@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -71,6 +72,7 @@ type people struct {
 }
 
 func (d *people) Name() string    { return d.name }
+func (d *people) Prefix() string  { return d.name + ":" }
 func (d *people) DummyDN() string { return "cn=nobody,dc=" + d.name }
 func (d *people) Lockout(context.Context) (directory.Lockout, error) {
 	return directory.Lockout{}, nil
@@ -165,6 +167,41 @@ func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Expla
 	x := directory.Explanation{Person: p, Strategy: "walk", Queries: []directory.Query{{Doing: "find the person", Base: "dc=" + d.name, Filter: "(uid=" + loginOrID + ")", Entries: 1, Error: d.queryErr}}}
 	x.Groups, err = d.Groups(ctx, p)
 	return x, err
+}
+
+func (d *people) Search(ctx context.Context, typed string, limit int) ([]directory.Person, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call(ctx, "search"); err != nil {
+		return nil, err
+	}
+	var out []directory.Person
+	for _, login := range slices.Sorted(maps.Keys(d.entries)) {
+		if strings.HasPrefix(login, typed) && len(out) < limit {
+			out = append(out, d.entries[login].Person)
+		}
+	}
+	return out, nil
+}
+
+func (d *people) Members(ctx context.Context, group string, limit int) (directory.Members, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.call(ctx, "members"); err != nil {
+		return directory.Members{}, err
+	}
+	var out directory.Members
+	for _, e := range d.entries {
+		if slices.Contains(e.groups, group) {
+			out.People = append(out.People, directory.Member{Person: e.Person, Path: []string{"cn=" + group}})
+		}
+	}
+	if out.People == nil {
+		return out, directory.ErrNotFound
+	}
+	out.More = len(out.People) > limit
+	out.People = out.People[:min(limit, len(out.People))]
+	return out, nil
 }
 
 // change does something to the directory or one of its people.
@@ -322,8 +359,12 @@ func (h *house) open(dir string) {
 	h.keys, err = OpenKeys(h.ctx, h.disk, KeyConfig{Algorithms: h.cfg.KeyAlgorithms(), Retain: h.cfg.LongestToken()}, quiet(), h.clock.Now)
 	h.must(err)
 	h.t.Cleanup(h.keys.Close)
+	sessions, err := OpenSessions(h.ctx, h.disk, quiet())
+	h.must(err)
+	h.t.Cleanup(sessions.Close)
 	h.Service, err = New(h.ctx, h.cfg, Parts{
-		Store: h.store, Trail: h.trail, Groups: h.local, Directories: []Directory{h.corp, h.lab}, Keys: h.keys, Log: quiet(), Now: h.clock.Now,
+		Sessions: sessions,
+		Store:    h.store, Trail: h.trail, Groups: h.local, Directories: []Directory{h.corp, h.lab}, Keys: h.keys, Log: quiet(), Now: h.clock.Now,
 	})
 	h.must(err)
 }

@@ -5,7 +5,6 @@ package idp
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -64,11 +63,15 @@ func (e *ChooseDirectoryError) Error() string {
 // Directory is what the Service needs of a directory.
 type Directory interface {
 	Name() string
+	Prefix() string // of its groups' names
 	Find(ctx context.Context, login string) (directory.Person, error)
 	Bind(ctx context.Context, dn, password string) error
 	Lookup(ctx context.Context, id string) (directory.Person, error)
 	Groups(ctx context.Context, p directory.Person) ([]directory.Group, error)
 	Explain(ctx context.Context, loginOrID string) (directory.Explanation, error)
+	// Search and Members have deadlines of their own.
+	Search(ctx context.Context, typed string, limit int) ([]directory.Person, error)
+	Members(ctx context.Context, group string, limit int) (directory.Members, error)
 	Lockout(ctx context.Context) (directory.Lockout, error)
 	DummyDN() string
 }
@@ -90,6 +93,7 @@ type Parts struct {
 	Groups      LocalGroups
 	Directories []Directory
 	Keys        *Keys
+	Sessions    *Sessions
 	Alone       bool // no other node shares Store
 	Log         logrus.FieldLogger
 	Now         func() time.Time // nil: time.Now
@@ -104,10 +108,10 @@ type Service struct {
 	pace    *pacer
 	turns   *turns
 
-	reviewers map[string]*Reviewer                     // by cluster
-	verified  *remembered[[sha256.Size]byte, verified] // by the token's hash
-	refusals  *remembered[string, struct{}]            // jti of tokens whose refusal is in the trail
-	large     *remembered[string, struct{}]            // sessions and clients whose large token is in the log
+	verified  *verifiedTokens
+	reviewers map[string]*Reviewer // by cluster
+	refusals  *onceSet             // jti of tokens whose refusal is in the trail
+	large     *onceSet             // sessions and clients whose large token is in the log
 
 	mustReserve atomic.Bool // see attempt.mayForget
 }
@@ -122,7 +126,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if len(p.Directories) == 0 {
 		return nil, errors.New("no directory: nobody could sign in")
 	}
-	key, err := serverSecret(ctx, p.Store)
+	key, err := serverSecret(ctx, p.Store, cfg.Vault)
 	if err != nil {
 		return nil, fmt.Errorf("server secret: %w", err)
 	}
@@ -132,8 +136,7 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	}
 	s := &Service{
 		Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}},
-		verified: newRemembered[[sha256.Size]byte, verified](verifiedTokens / 2),
-		refusals: newRemembered[string, struct{}](4096), large: newRemembered[string, struct{}](4096),
+		verified: &verifiedTokens{by: map[[32]byte]idClaims{}}, refusals: &onceSet{}, large: &onceSet{},
 	}
 	s.reviewers = s.reviewersOf(cfg.Clusters)
 	return s, nil

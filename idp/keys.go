@@ -13,12 +13,16 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/sirupsen/logrus"
 
+	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
 )
 
@@ -28,6 +32,12 @@ type KeyConfig struct {
 	RotateEvery  time.Duration `yaml:"rotateEvery,omitempty"`  // 30 days
 	PublishAhead time.Duration `yaml:"publishAhead,omitempty"` // 24h: how long the next key is in the JWKS before it signs
 	Retain       time.Duration `yaml:"-"`                      // how long a key stays published after it signed last: the longest id_token
+
+	// EncryptionKey encrypts the private keys and the server's secret in the store; see
+	// ParseVault. Without one they are kept in clear.
+	EncryptionKey     string `yaml:"encryptionKey,omitempty"`
+	EncryptionKeyFile string `yaml:"encryptionKeyFile,omitempty"`
+	Vault             *Vault `yaml:"-"` // parsed from it
 }
 
 // Keys holds the signing keys, kept in the store: per algorithm one that signs,
@@ -39,8 +49,9 @@ type Keys struct {
 	log   logrus.FieldLogger
 	now   func() time.Time
 
-	mu   sync.RWMutex
-	keys map[string][]signingKey // by algorithm, oldest first
+	mu         sync.RWMutex
+	keys       map[string][]signingKey // by algorithm, oldest first
+	generation atomic.Uint64           // grows with every change of keys
 
 	stop context.CancelFunc
 	done chan struct{}
@@ -50,7 +61,8 @@ type Keys struct {
 type signingKey struct {
 	ID        string    `json:"kid"`
 	NotBefore time.Time `json:"notBefore"`
-	PKCS8     []byte    `json:"pkcs8"`
+	PKCS8     []byte    `json:"pkcs8,omitempty"`  // the private key in clear, or
+	Sealed    *box      `json:"sealed,omitempty"` // encrypted by a Vault
 
 	signer jose.Signer
 	public jose.JSONWebKey
@@ -98,30 +110,69 @@ func (k *Keys) Close() {
 	<-k.done
 }
 
+// run rotates when it is due, and takes at once what another node has written.
 func (k *Keys) run(ctx context.Context) {
 	defer close(k.done)
 	tick := time.NewTicker(max(min(k.cfg.PublishAhead/4, time.Minute), 100*time.Millisecond))
 	defer tick.Stop()
+	changes := k.watch(ctx)
 	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
 		for _, alg := range k.cfg.Algorithms {
 			if err := k.refresh(ctx, alg); err != nil && ctx.Err() == nil {
 				k.log.WithError(err).Error("signing keys could not be read or rotated; the present ones go on")
 			}
 		}
+		if changes = k.wait(ctx, tick.C, changes); ctx.Err() != nil {
+			return
+		}
 	}
 }
 
-// refresh reads the keys of alg, writes the next one or drops dead ones where
-// that is due, and puts the result to use. Nodes that race meet in ErrConflict.
+// wait returns when there may be something to do, with the watch to wait on next.
+func (k *Keys) wait(ctx context.Context, tick <-chan time.Time, changes <-chan store.Batch) <-chan store.Batch {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick:
+			if changes == nil {
+				changes = k.watch(ctx)
+			}
+			return changes
+		case b, open := <-changes:
+			if !open {
+				changes = nil // until the next tick
+			} else if len(b.Events) > 0 {
+				return changes
+			}
+		}
+	}
+}
+
+// watch tells of changes from now on; nil where that cannot be had now.
+func (k *Keys) watch(ctx context.Context) <-chan store.Batch {
+	_, revision, err := k.store.List(ctx, keysPrefix, "", 1)
+	if err != nil {
+		return nil
+	}
+	changes, _ := k.store.Watch(ctx, keysPrefix, revision)
+	return changes
+}
+
+const keysPrefix = "keys/"
+
+// refresh reads the keys of alg, writes the next one, encrypts what is not, or drops
+// dead ones where that is due, and puts the result to use.
 func (k *Keys) refresh(ctx context.Context, alg string) error {
+	return k.rewrite(ctx, alg, func(ring []signingKey) ([]signingKey, bool, error) { return k.due(ring, alg) })
+}
+
+// rewrite makes the ring of alg what change returns, and puts it to use. Nodes that
+// race meet in ErrConflict, and the later one changes what the other has written.
+func (k *Keys) rewrite(ctx context.Context, alg string, change func([]signingKey) ([]signingKey, bool, error)) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	key := "keys/" + alg
+	key := keysPrefix + alg
 	for {
 		var ring []signingKey
 		e, err := k.store.Get(ctx, key)
@@ -133,9 +184,16 @@ func (k *Keys) refresh(ctx context.Context, alg string) error {
 		if err != nil {
 			return fmt.Errorf("signing keys %s: %w", alg, err)
 		}
-		next, changed, err := k.due(ring, alg)
+		next, changed, err := change(ring)
 		if err != nil {
 			return err
+		}
+		for i := range next {
+			resealed, err := next[i].reseal(k.cfg.Vault)
+			if err != nil {
+				return err
+			}
+			changed = changed || resealed
 		}
 		if changed {
 			value, err := json.Marshal(next)
@@ -214,18 +272,47 @@ func (k *Keys) use(alg string, ring []signingKey) error {
 			ring[i].signer, ring[i].public = old[at].signer, old[at].public
 			continue
 		}
-		if err := ring[i].parse(alg); err != nil {
+		if err := ring[i].parse(alg, k.cfg.Vault); err != nil {
 			return err
 		}
 	}
 	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !slices.EqualFunc(old, ring, func(a, b signingKey) bool { return a.ID == b.ID }) {
+		k.generation.Add(1)
+	}
 	k.keys[alg] = ring
-	k.mu.Unlock()
 	return nil
 }
 
-func (s *signingKey) parse(alg string) error {
-	priv, err := x509.ParsePKCS8PrivateKey(s.PKCS8)
+// private returns the PKCS #8 form of the private key.
+func (s *signingKey) private(v *Vault) ([]byte, error) {
+	if s.Sealed == nil {
+		return s.PKCS8, nil
+	}
+	return v.open("signing key "+s.ID, *s.Sealed)
+}
+
+// reseal sees that the private key is kept as v wants it.
+func (s *signingKey) reseal(v *Vault) (changed bool, err error) {
+	if v == nil || v.current(s.Sealed) { // what is encrypted is not decrypted again
+		return false, nil
+	}
+	der, err := s.private(v)
+	if err != nil {
+		return false, err
+	}
+	sealed, err := v.seal("signing key "+s.ID, der)
+	s.Sealed, s.PKCS8 = &sealed, nil
+	return true, err
+}
+
+func (s *signingKey) parse(alg string, v *Vault) error {
+	der, err := s.private(v)
+	if err != nil {
+		return err
+	}
+	priv, err := x509.ParsePKCS8PrivateKey(der)
 	if err != nil {
 		return fmt.Errorf("signing key %s is damaged: %w", s.ID, err)
 	}
@@ -241,6 +328,88 @@ func (s *signingKey) parse(alg string) error {
 		return fmt.Errorf("signing key %s: %w", s.ID, err)
 	}
 	return nil
+}
+
+// KeyInfo is what may be told of a signing key.
+type KeyInfo struct {
+	ID        string
+	Algorithm string
+	State     string    // "current", "next" or "retired"
+	Signs     time.Time // from when on it signs
+	Encrypted bool      // in the store
+}
+
+// List returns the keys that are published, by algorithm, oldest first.
+func (k *Keys) List() []KeyInfo {
+	var out []KeyInfo
+	for _, alg := range k.cfg.Algorithms {
+		current := k.current(alg)
+		state := "retired"
+		k.mu.RLock()
+		for _, key := range k.keys[alg] {
+			info := KeyInfo{key.ID, alg, state, key.NotBefore, key.Sealed != nil}
+			if current != nil && key.ID == current.ID {
+				info.State, state = "current", "next"
+			}
+			out = append(out, info)
+		}
+		k.mu.RUnlock()
+	}
+	return out
+}
+
+// Rotate begins a rotation before it is due: the next key of each algorithm is
+// published now and signs after PublishAhead; one that is published already keeps its
+// time. In an emergency a new key signs at once and every other one is gone, so that
+// no token of theirs is good any more.
+func (k *Keys) Rotate(ctx context.Context, emergency bool) error {
+	for _, alg := range k.cfg.Algorithms {
+		err := k.rewrite(ctx, alg, func(ring []signingKey) ([]signingKey, bool, error) {
+			now := k.now()
+			if !emergency && len(ring) > 0 && ring[len(ring)-1].NotBefore.After(now) {
+				return ring, false, nil
+			}
+			from := now
+			if emergency {
+				ring = nil
+			} else {
+				from = now.Add(k.cfg.PublishAhead)
+			}
+			key, err := newSigningKey(alg, from)
+			return append(ring, key), true, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SigningKeys lists the signing keys to administrators. groups.ErrForbidden.
+func (s *Service) SigningKeys(admin bool) ([]KeyInfo, error) {
+	if !admin {
+		return nil, fmt.Errorf("list keys: %w", groups.ErrForbidden)
+	}
+	return s.Keys.List(), nil
+}
+
+// RotateKeys is Keys.Rotate for an administrator, and returns the keys as they are
+// then. groups.ErrForbidden.
+func (s *Service) RotateKeys(ctx context.Context, a groups.Actor, admin, emergency bool) ([]KeyInfo, error) {
+	e := audit.Event{Act: "keys.rotate", Who: a.Sub, Name: a.Name, Outcome: audit.Intended, Detail: map[string]string{"emergency": strconv.FormatBool(emergency)}}
+	if !admin {
+		e.Outcome, e.Reason = audit.Denied, "not an administrator"
+		return nil, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("rotate keys: %w", groups.ErrForbidden))
+	}
+	if err := s.record(ctx, e, nil); err != nil {
+		return nil, err
+	}
+	err := s.Keys.Rotate(ctx, emergency)
+	e.Outcome = audit.Done
+	if err != nil {
+		e.Outcome, e.Reason = audit.Failed, "the keys could not be written"
+	}
+	return s.Keys.List(), errors.Join(err, s.record(context.WithoutCancel(ctx), e, nil))
 }
 
 // Sign returns payload as a compact JWS by the key of alg that signs now.
@@ -270,41 +439,19 @@ func (k *Keys) current(alg string) *signingKey {
 
 // Verify returns the payload of a compact JWS that one of our keys signed.
 func (k *Keys) Verify(token string) ([]byte, error) {
-	payload, _, _, err := k.verify(token)
-	return payload, err
-}
-
-// verify is Verify, and names the key.
-func (k *Keys) verify(token string) (payload []byte, alg, kid string, err error) {
 	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
 	if err != nil {
-		return nil, "", "", fmt.Errorf("parse token: %.200s", err) // it can quote the token's header
+		return nil, fmt.Errorf("parse token: %.200s", err) // it can quote the token's header
 	}
 	header := jws.Signatures[0].Header
-	public, ok := k.publicKey(header.Algorithm, header.KeyID)
-	if !ok {
-		return nil, "", "", errors.New("token is signed by no key of ours")
-	}
-	payload, err = jws.Verify(public)
-	return payload, header.Algorithm, header.KeyID, err
-}
-
-// publicKey returns a published key of an algorithm.
-func (k *Keys) publicKey(alg, kid string) (jose.JSONWebKey, bool) {
 	k.mu.RLock()
 	defer k.mu.RUnlock()
-	for _, key := range k.keys[alg] {
-		if key.ID == kid {
-			return key.public, true
+	for _, key := range k.keys[header.Algorithm] {
+		if key.ID == header.KeyID {
+			return jws.Verify(key.public)
 		}
 	}
-	return jose.JSONWebKey{}, false
-}
-
-// publishes says whether a key is in the JWKS still.
-func (k *Keys) publishes(alg, kid string) bool {
-	_, ok := k.publicKey(alg, kid)
-	return ok
+	return nil, errors.New("token is signed by no key of ours")
 }
 
 // Public returns the JWKS: every key that signs, will sign, or has signed tokens

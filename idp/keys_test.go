@@ -363,7 +363,7 @@ func TestServerSecret(t *testing.T) {
 	st.After(storetest.Times(1, errBroken))
 	secrets := make([]string, 4)
 	all(len(secrets), func(i int) {
-		b, err := serverSecret(t.Context(), st)
+		b, err := serverSecret(t.Context(), st, nil)
 		if err != nil {
 			t.Error(err)
 		}
@@ -375,7 +375,154 @@ func TestServerSecret(t *testing.T) {
 	if _, err := disk.Txn(t.Context(), nil, []store.Op{{Key: serverSecretKey, Value: []byte("short")}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := serverSecret(t.Context(), st); err == nil || !strings.Contains(err.Error(), "damaged") {
+	if _, err := serverSecret(t.Context(), st, nil); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Errorf("a damaged secret: %v", err)
+	}
+}
+
+func vault(t testing.TB, keys ...string) *Vault {
+	t.Helper()
+	lines := make([]string, len(keys))
+	for i, k := range keys {
+		lines[i] = base64.StdEncoding.EncodeToString([]byte(strings.Repeat(k, 32)))
+	}
+	v, err := ParseVault(strings.Join(lines, "\n") + "\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// TestVault begins in clear, encrypts, changes the key, and loses it.
+func TestVault(t *testing.T) {
+	c := &clock{at: time.Now()}
+	st := openDisk(t, t.TempDir(), c)
+	both := []string{"RS256", "ES256"}
+	secret, err := serverSecret(t.Context(), st, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := ring(t, st, c, KeyConfig{Algorithms: both})
+	ids := published(k)
+	k.Close()
+	for i, v := range []*Vault{vault(t, "a"), vault(t, "b", "a"), vault(t, "b")} {
+		k := ring(t, st, c, KeyConfig{Algorithms: both, Vault: v})
+		if got := published(k); !slices.Equal(got, ids) || signs(t, k, "RS256") == "" {
+			t.Errorf("%d: published %v, before %v", i, got, ids)
+		}
+		for _, info := range k.List() {
+			if !info.Encrypted || info.State != "current" {
+				t.Errorf("%d: %+v", i, info)
+			}
+		}
+		if again, err := serverSecret(t.Context(), st, v); err != nil || string(again) != string(secret) {
+			t.Errorf("%d: the server's secret: %v", i, err)
+		}
+		k.Close()
+	}
+	_, err = st.Dump(t.Context(), func(e store.Entry) error {
+		if strings.Contains(string(e.Value), "pkcs8") || strings.Contains(string(e.Value), string(secret)) {
+			t.Errorf("%s is in clear", e.Key)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range []*Vault{nil, vault(t, "a")} {
+		_, err := OpenKeys(t.Context(), st, KeyConfig{Algorithms: both, Vault: v}, quiet(), c.Now)
+		if err == nil || !strings.Contains(err.Error(), "put that key back") {
+			t.Errorf("without the key: %v", err)
+		}
+		if _, err := serverSecret(t.Context(), st, v); err == nil || !strings.Contains(err.Error(), "put that key back") {
+			t.Errorf("the server's secret without the key: %v", err)
+		}
+	}
+}
+
+func TestParseVault(t *testing.T) {
+	good := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("k", 32)))
+	for text, ok := range map[string]bool{
+		"": true, " \n": true, good: true, good + "\n" + good: true, good + "\r\n": true,
+		"secret": false, good[:40]: false, good + "\nx": false, strings.Repeat(good+"\n", maxVaultKeys+1): false,
+	} {
+		if v, err := ParseVault(text); (err == nil) != ok || err == nil && (v == nil) != (strings.TrimSpace(text) == "") {
+			t.Errorf("%.20q: %v", text, err)
+		} else if err != nil && strings.Contains(err.Error(), "secret") {
+			t.Errorf("the error tells the key: %v", err)
+		}
+	}
+}
+
+// TestVaultDamage changes each byte of a box, and its name.
+func TestVaultDamage(t *testing.T) {
+	v := vault(t, "a")
+	b, err := v.seal("name", []byte("plain"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plain, err := v.open("name", b); err != nil || string(plain) != "plain" {
+		t.Fatal(plain, err)
+	}
+	if _, err := v.open("other", b); err == nil {
+		t.Error("opened under another name")
+	}
+	for i := range b.Box {
+		bad := box{b.By, slices.Clone(b.Box)}
+		bad.Box[i] ^= 1
+		if _, err := v.open("name", bad); err == nil {
+			t.Errorf("opened with byte %d changed", i)
+		}
+	}
+	if _, err := v.open("name", box{b.By, []byte("short")}); err == nil {
+		t.Error("opened a short box")
+	}
+}
+
+// TestKeysEmergency removes every key at once, and another node follows by its watch.
+func TestKeysEmergency(t *testing.T) {
+	c := &clock{at: time.Now()}
+	st := openDisk(t, t.TempDir(), c)
+	here, there := ring(t, st, c, KeyConfig{}), ring(t, st, c, KeyConfig{})
+	old, err := here.Sign("ES256", []byte(`{}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := published(here)
+	if err := here.Rotate(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	after := published(here)
+	if len(after) != 1 || after[0] == before[0] || signs(t, here, "ES256") != after[0] {
+		t.Errorf("published %v, before %v", after, before)
+	}
+	for !slices.Equal(published(there), after) { // until the test's deadline
+		time.Sleep(5 * time.Millisecond)
+	}
+	for _, k := range []*Keys{here, there} {
+		if _, err := k.Verify(old); err == nil {
+			t.Error("a token of the removed key is good")
+		}
+	}
+}
+
+// TestKeysRotateEarly publishes the next key now and signs with it when API servers
+// know it; asked twice it does so once.
+func TestKeysRotateEarly(t *testing.T) {
+	c := &clock{at: time.Now().UTC().Truncate(time.Second)}
+	k := ring(t, openDisk(t, t.TempDir(), c), c, KeyConfig{})
+	first := signs(t, k, "ES256")
+	for range 2 {
+		if err := k.Rotate(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := k.List()
+	if len(got) != 2 || got[0].State != "current" || got[1].State != "next" || !got[1].Signs.Equal(c.Now().Add(24*time.Hour)) || signs(t, k, "ES256") != first {
+		t.Fatalf("keys %+v", got)
+	}
+	c.pass(24 * time.Hour)
+	if got := k.List(); signs(t, k, "ES256") != got[1].ID || got[0].State != "retired" {
+		t.Errorf("keys %+v", got)
 	}
 }

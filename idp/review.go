@@ -81,14 +81,10 @@ func (w *WebhookConfig) validate(path string, cl ClusterConfig, taken map[string
 	return errors.Join(errs...)
 }
 
-// ErrRefused: a token is not good at this cluster now. The cause is for the log.
-var ErrRefused = errors.New("token refused")
-
 // Reviewer answers the API servers of one cluster.
 type Reviewer struct {
 	s         *Service
 	client    *Client
-	cluster   string
 	callers   [][]byte // hashes
 	audiences []string
 }
@@ -100,7 +96,7 @@ func (s *Service) reviewersOf(clusters []ClusterConfig) map[string]*Reviewer {
 		if cl.Webhook == nil {
 			continue
 		}
-		r := &Reviewer{s: s, client: s.clients[cl.ClientID], cluster: cl.Name, audiences: defaultAudiences}
+		r := &Reviewer{s: s, client: s.clients[cl.ClientID], audiences: defaultAudiences}
 		if len(cl.Webhook.Audiences) > 0 {
 			r.audiences = cl.Webhook.Audiences
 		}
@@ -130,66 +126,42 @@ func (s *Service) Reviewer(cluster, caller string) (*Reviewer, error) {
 	return r, nil
 }
 
-// Reviewed is whom an API server shall take a token's bearer for
-// (authentication.k8s.io/v1 UserInfo).
-type Reviewed struct {
-	Username, UID string
-	Groups        []string
-	Extra         map[string][]string
-	// Audiences are those asked for that the token is good for; none were asked for
-	// when it is empty.
-	Audiences []string
-}
-
-// Review says who the bearer of token is now: the session has to live, and the groups
-// are the local ones of this moment and the directory's as of the session's last
-// refresh. audiences is what the API server asks for, its --api-audiences. ErrRefused;
-// any other error means that nothing is known, and must not be taken for a no.
-func (r *Reviewer) Review(ctx context.Context, token string, audiences []string) (Reviewed, error) {
-	s := r.s
-	v, err := s.verify(token)
+// Review says who the bearer of token is now, as Identify does. asked is what the API
+// server wants the token to be good for, its --api-audiences; the audiences are those of
+// them that it is good for, none when none were asked for. ErrRefused; any other error
+// means that nothing is known, and must not be taken for a no.
+func (r *Reviewer) Review(ctx context.Context, token string, asked []string) (id Identity, audiences []string, err error) {
+	claims, err := r.s.verified.claims(r.s, token)
 	if err != nil {
-		return Reviewed{}, fmt.Errorf("%w: %w", ErrRefused, err)
+		return id, nil, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
-	if !slices.Contains(v.Audience, r.client.ID) {
-		return Reviewed{}, fmt.Errorf("%w: token is for another cluster", ErrRefused)
+	if !slices.Contains(claims.Audience, r.client.ID) {
+		return id, nil, fmt.Errorf("%w: token is for another cluster", ErrRefused)
 	}
-	both := intersect(audiences, r.audiences)
-	if len(audiences) > 0 && len(both) == 0 {
+	audiences = intersect(asked, r.audiences)
+	if len(asked) > 0 && len(audiences) == 0 {
 		// Without an audience in the answer the API server would put in its own.
-		return Reviewed{}, fmt.Errorf("%w: none of the audiences %.200q is in webhook.audiences", ErrRefused, strings.Join(audiences, " "))
+		return id, nil, fmt.Errorf("%w: none of the audiences %.200q is in webhook.audiences", ErrRefused, strings.Join(asked, " "))
 	}
-	sess, err := s.session(ctx, v.SessionID)
-	if err == nil && (sess.Sub != v.Subject || s.tooOld(sess, r.client)) {
-		err = ErrNoSession
+	id, err = r.s.identify(ctx, r.client, claims)
+	if errors.Is(err, ErrRefused) {
+		err = r.told(ctx, claims, err)
 	}
-	var e entitlement
-	if err == nil {
-		e, err = s.entitle(sess, r.client)
-	}
-	if err != nil {
-		return Reviewed{}, r.refused(ctx, v, err)
-	}
-	return Reviewed{
-		Username: sess.Username, UID: sess.Sub, Groups: e.groups, Audiences: both,
-		Extra: map[string][]string{ExtraCredentialID: {"JTI=" + v.ID}, ExtraSession: {sess.ID}},
-	}, nil
+	return id, audiences, err
 }
 
-// refused makes of a session or right that has ended a refusal, and leaves it in the
-// trail once for each token. Other errors stay what they are.
-func (r *Reviewer) refused(ctx context.Context, c idClaims, err error) error {
-	if !errors.Is(err, ErrNoSession) && !errors.Is(err, ErrNoAccess) {
+// told leaves in the trail, once for each token, that a session or right has ended, and
+// returns err.
+func (r *Reviewer) told(ctx context.Context, c idClaims, err error) error {
+	if !r.s.refusals.first(c.ID) {
 		return err
 	}
-	if r.s.refusals.first(c.ID) {
-		e := audit.Event{Act: "token.review", Outcome: audit.Denied, Reason: err.Error(), Who: c.Subject, Session: c.SessionID,
-			JTI: c.ID, Client: c.AuthorizedParty, Cluster: r.cluster, Soon: true}
-		if err := r.s.record(ctx, e, nil); err != nil {
-			return err
-		}
+	e := audit.Event{Act: "token.review", Outcome: audit.Denied, Reason: err.Error(), Who: c.Subject, Session: c.SessionID,
+		JTI: c.ID, Client: c.AuthorizedParty, Cluster: r.client.Cluster, Soon: true}
+	if lost := r.s.record(ctx, e, nil); lost != nil {
+		return lost
 	}
-	return fmt.Errorf("%w: %w", ErrRefused, err)
+	return err
 }
 
 // intersect returns what of a is in b, each once, in the order of a.

@@ -38,6 +38,13 @@ func (h *house) reviewer(cluster, caller string) *Reviewer {
 	return r
 }
 
+// review reviews a token once memory knows what the store does.
+func (h *house) review(r *Reviewer, token string, asked []string) (Identity, []string, error) {
+	h.t.Helper()
+	h.must(h.Sessions.catchUp(h.ctx, h.disk))
+	return r.Review(h.ctx, token, asked)
+}
+
 func TestReviewerTable(t *testing.T) {
 	h := newHouse(t, withWebhooks, func(c *Config) { c.Clusters[2].Webhook = nil })
 	for _, c := range []struct {
@@ -68,13 +75,13 @@ func TestReview(t *testing.T) {
 	tokens, _ := h.login("alice", "kubernetes")
 	claims := h.claims(tokens.IDToken)
 	for range 2 { // the second time from memory
-		who, err := h.reviewer("prod", callerOne).Review(h.ctx, tokens.IDToken, nil)
+		who, auds, err := h.review(h.reviewer("prod", callerOne), tokens.IDToken, nil)
 		h.must(err)
-		if who.Username != "alice" || who.UID != "corp."+aliceID || !slices.Equal(who.Groups, []string{boss, "oncall"}) || who.Audiences != nil {
-			t.Errorf("%+v", who)
+		if who.Username != "alice" || who.Sub != "corp."+aliceID || !slices.Equal(who.Groups, []string{boss, "oncall"}) || auds != nil {
+			t.Errorf("%+v, %q", who, auds)
 		}
 		want := fmt.Sprint(map[string][]string{ExtraCredentialID: {"JTI=" + claims["jti"].(string)}, ExtraSession: {claims["sid"].(string)}})
-		if got := fmt.Sprint(who.Extra); got != want {
+		if got := fmt.Sprint(who.Extra()); got != want {
 			t.Errorf("extra %s, want %s", got, want)
 		}
 	}
@@ -90,7 +97,7 @@ func TestReviewIsLive(t *testing.T) {
 	h.member("early", groups.KindPerson, "corp."+aliceID, time.Time{})
 	tokens, _ := h.login("alice", "kubernetes")
 	in := func() []string {
-		who, err := h.reviewer("prod", callerOne).Review(h.ctx, tokens.IDToken, nil)
+		who, _, err := h.review(h.reviewer("prod", callerOne), tokens.IDToken, nil)
 		h.must(err)
 		return who.Groups
 	}
@@ -137,7 +144,7 @@ func TestReviewRefuses(t *testing.T) {
 		"whitespace at its end":    good.IDToken + " ",
 		"one that is far too long": strings.Repeat("a", maxToken+1),
 	} {
-		if _, err := prod.Review(h.ctx, token, nil); !errors.Is(err, ErrRefused) {
+		if _, _, err := h.review(prod, token, nil); !errors.Is(err, ErrRefused) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -145,23 +152,23 @@ func TestReviewRefuses(t *testing.T) {
 		t.Errorf("what is no token of ours fills the trail: %q", n)
 	}
 	v := h.reviewer("vault", "caller-vault-0123456789")
-	_, err := v.Review(h.ctx, vault.IDToken, nil)
+	_, _, err := h.review(v, vault.IDToken, nil)
 	h.must(err)
 	h.corp.change("alice", func(e *entry) { e.groups = nil })
 	_, err = h.Refresh(h.ctx, h.client("kubernetes"), good.RefreshToken)
 	h.must(err)
 	for range 3 {
-		_, err = v.Review(h.ctx, vault.IDToken, nil)
+		_, _, err = h.review(v, vault.IDToken, nil)
 		wantErr(t, err, nil) // each session has the groups of its own last refresh
 	}
 	_, err = h.Refresh(h.ctx, h.client("vault"), vault.RefreshToken)
 	wantErr(t, err, ErrNoAccess)
 	h.clock.pass(h.cfg.Tokens.IDTokenLifetime)
-	if _, err := prod.Review(h.ctx, good.IDToken, nil); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "expired") {
+	if _, _, err := h.review(prod, good.IDToken, nil); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "expired") {
 		t.Errorf("expired: %v", err)
 	}
 	h.clock.pass(-h.cfg.Tokens.IDTokenLifetime - 2*nbfAllowance)
-	if _, err := prod.Review(h.ctx, good.IDToken, nil); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not good yet") {
+	if _, _, err := h.review(prod, good.IDToken, nil); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "not good yet") {
 		t.Errorf("before nbf: %v", err)
 	}
 }
@@ -173,14 +180,14 @@ func TestReviewAfterTheRequiredGroupEnded(t *testing.T) {
 	h.member("vault-users", groups.KindPerson, "corp."+bobID, time.Time{})
 	tokens, _ := h.login("bob", "vault")
 	v := h.reviewer("vault", "caller-vault-0123456789")
-	_, err := v.Review(h.ctx, tokens.IDToken, nil)
+	_, _, err := h.review(v, tokens.IDToken, nil)
 	h.must(err)
 	h.must(h.local.Remove(h.ctx, root, "vault-users", groups.KindPerson, "corp."+bobID))
 	for range 3 {
-		_, err = v.Review(h.ctx, tokens.IDToken, nil)
+		_, _, err = h.review(v, tokens.IDToken, nil)
 		wantErr(t, err, ErrRefused)
 	}
-	if said := h.trail.said("token.review"); len(said) != 1 || !strings.HasPrefix(said[0], "denied no access") {
+	if said := h.trail.said("token.review"); len(said) != 1 || !strings.HasPrefix(said[0], "denied token refused: no access") {
 		t.Errorf("the trail says %q, want it once", said)
 	}
 }
@@ -213,14 +220,14 @@ func TestReviewAfterTheSessionEnded(t *testing.T) {
 			h := newHouse(t, withWebhooks)
 			prod := h.reviewer("prod", callerTwo)
 			tokens, _ := h.login("alice", "kubernetes")
-			_, err := prod.Review(h.ctx, tokens.IDToken, nil)
+			_, _, err := h.review(prod, tokens.IDToken, nil)
 			h.must(err)
 			end(h, tokens)
 			for range 3 {
-				_, err = prod.Review(h.ctx, tokens.IDToken, nil)
+				_, _, err = h.review(prod, tokens.IDToken, nil)
 				wantErr(t, err, ErrRefused)
 			}
-			if said := h.trail.said("token.review"); !slices.Equal(said, []string{"denied no session"}) {
+			if said := h.trail.said("token.review"); !slices.Equal(said, []string{"denied token refused: no session"}) {
 				t.Errorf("the trail says %q, want it once", said)
 			}
 		})
@@ -236,10 +243,10 @@ func TestReviewOfAnOldSignIn(t *testing.T) {
 	tokens, _ := h.login("alice", "dev")
 	dev := h.reviewer("dev", devCaller)
 	h.clock.pass(3*time.Hour - time.Second)
-	_, err := dev.Review(h.ctx, tokens.IDToken, nil)
+	_, _, err := h.review(dev, tokens.IDToken, nil)
 	h.must(err)
 	h.clock.pass(time.Second)
-	_, err = dev.Review(h.ctx, tokens.IDToken, nil)
+	_, _, err = h.review(dev, tokens.IDToken, nil)
 	wantErr(t, err, ErrRefused)
 }
 
@@ -266,9 +273,9 @@ func TestReviewAudiences(t *testing.T) {
 		{"the usual one where another is configured", dev, forDev.IDToken, []string{apiserver}, nil, true},
 		{"another cluster's id", dev, forDev.IDToken, []string{"kubernetes"}, nil, true},
 	} {
-		who, err := c.r.Review(h.ctx, c.token, c.ask)
-		if c.refused != errors.Is(err, ErrRefused) || !c.refused && err != nil || !slices.Equal(who.Audiences, c.want) {
-			t.Errorf("%s: %q, %v", c.name, who.Audiences, err)
+		_, auds, err := h.review(c.r, c.token, c.ask)
+		if c.refused != errors.Is(err, ErrRefused) || !c.refused && err != nil || !slices.Equal(auds, c.want) {
+			t.Errorf("%s: %q, %v", c.name, auds, err)
 		}
 	}
 }
@@ -278,54 +285,40 @@ func TestReviewKnowsNothing(t *testing.T) {
 	h := newHouse(t, withWebhooks)
 	prod := h.reviewer("prod", callerOne)
 	tokens, _ := h.login("alice", "kubernetes")
-	h.store.Read(func([]string) error { return errBroken })
-	if _, err := prod.Review(h.ctx, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {
-		t.Errorf("store trouble: %v", err)
-	}
-	h.store.Read(nil)
 	real := h.Groups
 	h.Groups = behind{}
-	if _, err := prod.Review(h.ctx, tokens.IDToken, nil); !errors.Is(err, groups.ErrStale) || errors.Is(err, ErrRefused) {
+	if _, _, err := h.review(prod, tokens.IDToken, nil); !errors.Is(err, groups.ErrStale) || errors.Is(err, ErrRefused) {
 		t.Errorf("stale groups: %v", err)
 	}
 	h.Groups = real
 	h.must(h.endSession(h.ctx, &Session{ID: sidOf(tokens.RefreshToken)}, "test"))
+	h.must(h.Sessions.catchUp(h.ctx, h.disk))
+	h.store.Read(func([]string) error { return errBroken })
+	if _, _, err := prod.Review(h.ctx, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {
+		t.Errorf("store trouble: %v", err)
+	}
+	h.store.Read(nil)
 	h.trail.down = errBroken
-	if _, err := prod.Review(h.ctx, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {
+	if _, _, err := h.review(prod, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {
 		t.Errorf("trail trouble: %v", err)
 	}
 }
 
-// TestVerifiedTokenNeedsItsKey: what is remembered ends with an emergency rotation.
-func TestVerifiedTokenNeedsItsKey(t *testing.T) {
-	h := newHouse(t, withWebhooks)
-	prod := h.reviewer("prod", callerOne)
-	tokens, _ := h.login("alice", "kubernetes")
-	_, err := prod.Review(h.ctx, tokens.IDToken, nil)
-	h.must(err)
-	other, err := newSigningKey("ES256", h.clock.Now())
-	h.must(err)
-	h.must(h.keys.use("ES256", []signingKey{other}))
-	_, err = prod.Review(h.ctx, tokens.IDToken, nil)
-	wantErr(t, err, ErrRefused)
-}
-
-func TestRememberedIsBounded(t *testing.T) {
-	r := newRemembered[int, int](10)
-	for i := range 1000 {
-		r.put(i, i)
-		if v, ok := r.get(0); !ok || v != 0 {
-			t.Fatalf("what is asked for is forgotten after %d", i)
+func TestOnceSet(t *testing.T) {
+	o := &onceSet{}
+	for i := range 3 * maxOnce {
+		if o.first("often") != (i == 0) {
+			t.Fatalf("what comes often is new after %d others", i)
 		}
-		if n := len(r.now) + len(r.old); n > 20 {
+		if !o.first(fmt.Sprint(i)) {
+			t.Fatalf("%d is not new", i)
+		}
+		if n := len(o.now) + len(o.old); n > 2*maxOnce {
 			t.Fatalf("holds %d", n)
 		}
 	}
-	if _, ok := r.get(500); ok {
-		t.Error("nothing is forgotten")
-	}
-	if !r.first(5000) || r.first(5000) {
-		t.Error("first does not tell the first time")
+	if !o.first("0") || o.first("0") {
+		t.Error("nothing is forgotten, or all is")
 	}
 }
 
@@ -378,9 +371,10 @@ func BenchmarkReview(b *testing.B) {
 					tokens = append(tokens, t.IDToken)
 				}
 				prod := h.reviewer("prod", callerOne)
+				h.must(h.Sessions.catchUp(h.ctx, h.disk))
 				b.ReportAllocs()
 				for i := 0; b.Loop(); i++ {
-					if _, err := prod.Review(h.ctx, tokens[i%n], []string{apiserver}); err != nil {
+					if _, _, err := prod.Review(h.ctx, tokens[i%n], []string{apiserver}); err != nil {
 						b.Fatal(err)
 					}
 				}

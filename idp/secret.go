@@ -20,21 +20,40 @@ import (
 
 const serverSecretKey = "secret/server"
 
-// serverSecret returns the secret that all nodes of a store share, making it on
-// the first start.
-func serverSecret(ctx context.Context, st store.Store) ([]byte, error) {
+// serverSecret returns the secret that all nodes of a store share, making it on the
+// first start. With a Vault it is kept as a box in JSON, else as its 32 bytes.
+func serverSecret(ctx context.Context, st store.Store, v *Vault) ([]byte, error) {
 	for {
 		e, err := st.Get(ctx, serverSecretKey)
-		if err == nil {
-			if len(e.Value) != 32 {
-				return nil, fmt.Errorf("record %s is damaged: restore the store from a backup", serverSecretKey)
-			}
-			return e.Value, nil
-		}
-		if !errors.Is(err, store.ErrNotFound) {
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, err
 		}
-		_, err = st.Txn(ctx, []store.Cond{{Key: serverSecretKey}}, []store.Op{{Key: serverSecretKey, Value: randomBytes(32)}})
+		secret, sealed := e.Value, (*box)(nil)
+		if err != nil {
+			secret = randomBytes(32)
+		} else if len(secret) != 32 {
+			sealed = new(box)
+			if err := json.Unmarshal(e.Value, sealed); err != nil {
+				return nil, fmt.Errorf("record %s is damaged: restore the store from a backup", serverSecretKey)
+			}
+			if secret, err = v.open(serverSecretKey, *sealed); err != nil {
+				return nil, err
+			}
+		}
+		if e.Revision != 0 && (v == nil || v.current(sealed)) {
+			return secret, nil
+		}
+		value := secret
+		if v != nil {
+			kept, err := v.seal(serverSecretKey, secret)
+			if err != nil {
+				return nil, err
+			}
+			if value, err = json.Marshal(kept); err != nil {
+				return nil, fmt.Errorf("encode %s: %w", serverSecretKey, err)
+			}
+		}
+		_, err = st.Txn(ctx, []store.Cond{{Key: serverSecretKey, Revision: e.Revision}}, []store.Op{{Key: serverSecretKey, Value: value}})
 		if err != nil && !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown) {
 			return nil, err
 		}

@@ -34,10 +34,11 @@ type Session struct {
 	ReadAt          time.Time `json:"readAt"`
 	PasswordChanged time.Time `json:"passwordChanged,omitzero"`
 
-	AuthTime time.Time `json:"authTime"` // when the password was given
-	Created  time.Time `json:"created"`
-	LastUsed time.Time `json:"lastUsed"`
-	Address  string    `json:"address,omitempty"` // where it was started
+	AuthTime  time.Time `json:"authTime"` // when the password was given
+	Created   time.Time `json:"created"`
+	LastUsed  time.Time `json:"lastUsed"`
+	Address   string    `json:"address,omitempty"`   // where it was started
+	UserAgent string    `json:"userAgent,omitempty"` // of what started it
 	// CookieHash is set when a browser holds the session.
 	CookieHash []byte            `json:"cookieHash,omitempty"`
 	Families   map[string]family `json:"families,omitempty"`
@@ -77,15 +78,17 @@ const (
 	readEvery   = 5 * time.Minute // how old a browser's rights may be, and how exact LastUsed is
 )
 
-func sessionKey(sid string) string { return "session/" + sid }
+func sessionKey(sid string) string { return sessionPrefix + sid }
 
 // startSession returns a session of p that is not stored yet.
 func (s *Service) startSession(ctx context.Context, p directory.Person, dirGroups []string, authTime time.Time) *Session {
 	now := s.Now().UTC()
 	sess := &Session{
 		ID: randomID(), Created: now, LastUsed: now, AuthTime: authTime.UTC(),
-		Address: audit.OriginOf(ctx).Address, Families: map[string]family{},
+		Families: map[string]family{},
 	}
+	o := audit.OriginOf(ctx)
+	sess.Address, sess.UserAgent = o.Address, o.UserAgent
 	sess.take(p, dirGroups, now)
 	return sess
 }
@@ -175,6 +178,10 @@ func (s *Service) endSession(ctx context.Context, sess *Session, reason string) 
 	if err := s.record(ctx, audit.Event{Act: "session.end", On: sess.ID, Outcome: audit.Done, Reason: reason}, sess); err != nil {
 		return err
 	}
+	return s.deleteSession(ctx, sess)
+}
+
+func (s *Service) deleteSession(ctx context.Context, sess *Session) error {
 	_, err := s.Store.Txn(ctx, nil, []store.Op{{Key: sessionKey(sess.ID), Delete: true}})
 	if errors.Is(err, store.ErrUnknown) { // a delete may be said twice
 		_, err = s.Store.Txn(ctx, nil, []store.Op{{Key: sessionKey(sess.ID), Delete: true}})

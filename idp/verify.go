@@ -3,7 +3,6 @@ package idp
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,40 +63,24 @@ type idClaims struct {
 // maxToken bounds what is parsed; no id_token of ours is larger.
 const maxToken = 1 << 20
 
-// verifiedTokens is how many tokens, about, are known by their hash to be ours, so
-// that their signature is not checked again.
-const verifiedTokens = 8192
-
-// verified is a token whose signature was good, and the key that made it.
-type verified struct {
-	idClaims
-	alg, kid string
-}
-
 // verifyHint checks the signature and issuer of an id_token of ours that may have
-// expired (OpenID Connect RP-Initiated Logout section 2). A token that was good
-// before is good while its key is published.
+// expired (OpenID Connect RP-Initiated Logout section 2).
 func (s *Service) verifyHint(raw string) (idClaims, error) {
+	var c idClaims
 	if len(raw) > maxToken {
-		return idClaims{}, errors.New("token is too long")
+		return c, errors.New("token is too long")
 	}
-	hash := sha256.Sum256([]byte(raw))
-	if v, ok := s.verified.get(hash); ok && s.Keys.publishes(v.alg, v.kid) {
-		return v.idClaims, nil
-	}
-	payload, alg, kid, err := s.Keys.verify(raw)
+	payload, err := s.Keys.Verify(raw)
 	if err != nil {
-		return idClaims{}, err
+		return c, err
 	}
-	v := verified{alg: alg, kid: kid}
-	if err := json.Unmarshal(payload, &v.idClaims); err != nil {
-		return idClaims{}, fmt.Errorf("token claims: %w", err)
+	if err := json.Unmarshal(payload, &c); err != nil {
+		return c, fmt.Errorf("token claims: %w", err)
 	}
-	if v.Issuer != s.cfg.Issuer {
-		return idClaims{}, errors.New("token is of another issuer")
+	if c.Issuer != s.cfg.Issuer {
+		return c, errors.New("token is of another issuer")
 	}
-	s.verified.put(hash, v)
-	return v.idClaims, nil
+	return c, nil
 }
 
 // verify is verifyHint for a token that lives now, by our own clock.

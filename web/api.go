@@ -29,6 +29,7 @@ type caller struct {
 	actor    groups.Actor
 	me       api.Me
 	clusters func() ([]idp.ClusterConfig, error) // that give the caller a token
+	session  string                              // sid; "" for the operator
 }
 
 // apiServer is the JSON API over the group rules of one Tabard.
@@ -38,6 +39,9 @@ type apiServer struct {
 	now    func() time.Time
 	who    func(*http.Request) (caller, error)
 	fail   func(http.ResponseWriter, *http.Request, error)
+
+	backups *Backups // nil: none are given
+	audit   *Auditor // nil: the trail cannot be searched
 }
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
@@ -46,7 +50,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 	s := &Site{log: log, groups: local, idp: svc, cfg: Config{Now: time.Now}}
 	me := api.Me{Sub: actor.Sub, Username: actor.Name, Name: actor.Name, Groups: sorted(actor.Groups), Admin: local.IsAdmin(actor)}
 	return s.serveAPI(func(*http.Request) (caller, error) {
-		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }}, nil
+		return caller{actor, me, func() ([]idp.ClusterConfig, error) { return nil, nil }, ""}, nil
 	})
 }
 
@@ -55,7 +59,7 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
 func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem}
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, backups: s.cfg.Backups, audit: s.cfg.Auditor}
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
 	})
@@ -70,9 +74,16 @@ func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
 func (a *apiServer) routes() []route {
 	return []route{
 		{"GET", "/api/openapi.json", http.HandlerFunc(serveOpenAPI)},
+		{"GET", BackupPath, http.HandlerFunc(a.getBackup)},
 		{"GET", "/api/v1/me", a.op(func(_ *http.Request, c caller) (int, any, error) { return http.StatusOK, c.me, nil })},
 		{"GET", "/api/v1/clusters", a.op(listClusters)},
+		{"GET", "/api/v1/audit", a.op(a.searchAudit)},
 		{"GET", "/api/v1/explain", a.op(a.getExplanation)},
+		{"GET", "/api/v1/sessions", a.op(a.listSessions)},
+		{"DELETE", "/api/v1/sessions", a.op(a.endSessions)},
+		{"DELETE", "/api/v1/sessions/{id}", a.op(a.endSession)},
+		{"GET", "/api/v1/keys", a.op(a.listKeys)},
+		{"POST", "/api/v1/keys/rotate", a.op(a.rotateKeys)},
 		{"GET", "/api/v1/groups", a.op(a.listGroups)},
 		{"POST", "/api/v1/groups", a.op(a.createGroup)},
 		{"GET", "/api/v1/groups/{name}", a.op(a.getGroup)},
@@ -126,7 +137,7 @@ func (s *Site) caller(r *http.Request) (caller, error) {
 	return caller{actor, api.Me{
 		Sub: sess.Sub, Username: sess.Username, Name: sess.Name, Email: sess.Email,
 		Groups: sorted(actor.Groups), Admin: s.groups.IsAdmin(actor),
-	}, func() ([]idp.ClusterConfig, error) { return s.idp.ClustersOf(sess) }}, nil
+	}, func() ([]idp.ClusterConfig, error) { return s.idp.ClustersOf(sess) }, sess.ID}, nil
 }
 
 // listClusters tells where the caller can go, so that a kubeconfig can be made.

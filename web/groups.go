@@ -18,6 +18,9 @@ var done = map[string]string{
 	"deleted": "Group deleted.",
 	"added":   "Member added. It counts from their next token.",
 	"removed": "Member removed. It counts from their next token.",
+
+	"session-ended":  "Session ended. Tokens it gave out end within minutes.",
+	"sessions-ended": "All other sessions ended. Tokens they gave out end within minutes.",
 }
 
 // groupsPage is the list with the form to create one.

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +58,7 @@ func directoryOf(name string, all ...directory.Person) *people {
 }
 
 func (d *people) Name() string    { return d.name }
+func (d *people) Prefix() string  { return d.name + ":" }
 func (d *people) DummyDN() string { return "uid=nobody" }
 func (d *people) Lockout(context.Context) (directory.Lockout, error) {
 	return d.lockout, nil
@@ -87,6 +90,42 @@ func (d *people) Groups(_ context.Context, p directory.Person) ([]directory.Grou
 		return []directory.Group{{Name: "corp:admins"}, {Name: "corp:devs"}}, nil
 	}
 	return []directory.Group{{Name: "corp:devs"}}, nil
+}
+
+func (d *people) Search(_ context.Context, typed string, limit int) ([]directory.Person, error) {
+	if d.down.Load() {
+		return nil, directory.ErrUnavailable
+	}
+	var found []directory.Person
+	for _, login := range slices.Sorted(maps.Keys(d.all)) {
+		p := d.all[login]
+		begins := strings.HasPrefix(login, typed) || strings.HasPrefix(strings.ToLower(p.Name), strings.ToLower(typed))
+		if begins && len(typed) >= 2 && len(found) < limit {
+			found = append(found, p)
+		}
+	}
+	return found, nil
+}
+
+func (d *people) Members(ctx context.Context, group string, limit int) (directory.Members, error) {
+	if d.down.Load() {
+		return directory.Members{}, directory.ErrUnavailable
+	}
+	var m directory.Members
+	for _, login := range slices.Sorted(maps.Keys(d.all)) {
+		groups, _ := d.Groups(ctx, d.all[login])
+		if !slices.ContainsFunc(groups, func(g directory.Group) bool { return g.Name == group }) {
+			continue
+		}
+		if m.More = len(m.People) == limit; m.More {
+			return m, nil
+		}
+		m.People = append(m.People, directory.Member{Person: d.all[login], Path: []string{"cn=" + group}})
+	}
+	if m.People == nil {
+		return m, directory.ErrNotFound
+	}
+	return m, nil
 }
 
 func (d *people) Explain(ctx context.Context, loginOrID string) (directory.Explanation, error) {
@@ -166,7 +205,12 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 		directory.Person{Username: "expired", State: directory.Expired}, directory.Person{Username: "stale", State: directory.PasswordExpired},
 		directory.Person{Username: "fresh", State: directory.MustChange})
 	lab := directoryOf("lab", directory.Person{Username: "twin", Name: "Twin"})
-	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, lab}, Keys: keys, Log: log})
+	sessions, err := idp.OpenSessions(t.Context(), st, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(sessions.Close)
+	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, lab}, Keys: keys, Sessions: sessions, Log: log})
 	must(t, err)
 	h.site, err = New(Config{Brand: "Corp & Co"}, h.idp, h.groups, log)
 	must(t, err)

@@ -108,13 +108,14 @@ func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 		"url":      s.url,
 		"asset":    func(name string) string { return s.url(s.assets[name].url) },
 		"groupURL": func(name string) string { return s.url(groupPath(name)) },
+		"device":   deviceInWords,
 		"moment":   func(t time.Time) moment { return momentOf(t, s.cfg.Now()) },
 	}).ParseFS(templateFiles, "templates/layout.html", "templates/pieces.html")
 	if err != nil {
 		return nil, err
 	}
 	sets := map[string]*template.Template{}
-	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "explain"} {
+	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "explain", "audit", "sessions"} {
 		set, err := shared.Clone()
 		if err != nil {
 			return nil, err

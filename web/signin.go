@@ -213,7 +213,7 @@ func safeNext(raw string) string {
 		return ""
 	}
 	section, _, _ := strings.Cut(u.Path[1:], "/")
-	if u.Path != "/" && section != "groups" && section != "device" {
+	if u.Path != "/" && section != "groups" && section != "device" && section != "audit" {
 		return ""
 	}
 	return u.String()

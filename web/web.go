@@ -25,6 +25,8 @@ type Config struct {
 	BasePath string
 	Brand    string           // name of the company, shown on every page; "": Tabard
 	Now      func() time.Time // nil: time.Now
+	Backups  *Backups         // nil: none are given
+	Auditor  *Auditor         // nil: the trail cannot be searched
 }
 
 // Validate says what is wrong with c, and how to put it right.
@@ -96,7 +98,11 @@ func (s *Site) routes() []route {
 		{"GET", "/device/confirm", s.member(s.unconfirmed)},
 		{"POST", "/device/confirm", s.member(s.decideDevice)},
 		{"GET", "/device/done", s.member(s.deviceDone)},
+		{"GET", "/audit", s.member(s.showAudit)},
 		{"GET", "/explain", s.member(s.showExplanation)},
+		{"GET", "/sessions", s.member(s.listSessions)},
+		{"POST", "/sessions/end", s.member(s.endSession)},
+		{"POST", "/sessions/end-others", s.member(s.endOtherSessions)},
 		{"GET", "/groups", s.member(s.listGroups)},
 		{"POST", "/groups", s.member(s.createGroup)},
 		{"GET", "/groups/{name}", s.member(s.showGroup)},

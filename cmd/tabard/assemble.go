@@ -16,7 +16,6 @@ import (
 	"github.com/tabard-id/tabard/idp/provider"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
-	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/web"
 )
 
@@ -24,21 +23,38 @@ import (
 type foundation struct {
 	store   store.Store
 	trail   *audit.Log
+	backups *web.Backups
+	auditor *web.Auditor
 	metrics *metrics
 }
 
-// openFoundation opens the store and the audit trail.
-func openFoundation(cfg *Config, log logrus.FieldLogger) (*foundation, error) {
-	st, err := bolt.Open(cfg.Store.Bolt)
+// openFoundation opens the store and the audit trail, and brings the records to the
+// format of this version.
+func openFoundation(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+	f, err := openAsIs(ctx, cfg, log)
 	if err != nil {
-		return nil, fmt.Errorf("store.bolt.path: %w", err)
+		return nil, err
 	}
+	if err := migrate(ctx, cfg, f.store, log); err != nil {
+		f.close(log)
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	return f, nil
+}
+
+// openAsIs opens the store and the audit trail, whatever is in the store.
+func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*foundation, error) {
+	st, err := openStore(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Audit.Log = log
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
 		closeLogged(log, "store", st.Close)
-		return nil, fmt.Errorf("audit.dir: %w", err)
+		return nil, fmt.Errorf("audit: %w", err)
 	}
-	return &foundation{st, trail, newMetrics()}, nil
+	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail), newMetrics()}, nil
 }
 
 func (f *foundation) close(log logrus.FieldLogger) {
@@ -60,6 +76,8 @@ type assembly struct {
 	health  *health
 	site    *web.Site
 	idp     *idp.Service
+	backups *web.Backups
+	auditor *web.Auditor
 	closers []func()
 	users   int // requests under way, and 1 while current; guarded by server.mu
 }
@@ -73,7 +91,7 @@ func (a *assembly) close() {
 
 // assemble joins the rooms. It asks no directory, so it works while they are down.
 func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldLogger, stopping func() bool) (_ *assembly, err error) {
-	a := &assembly{cfg: cfg}
+	a := &assembly{cfg: cfg, backups: f.backups, auditor: f.auditor}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -92,7 +110,12 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("open the signing keys: %w", err)
 	}
 	a.closers = append(a.closers, keys.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Alone: true, Log: log}
+	sessions, err := idp.OpenSessions(ctx, f.store, log)
+	if err != nil {
+		return nil, fmt.Errorf("open the sessions: %w", err)
+	}
+	a.closers = append(a.closers, sessions.Close)
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Sessions: sessions, Alone: cfg.Store.Etcd == nil, Log: log}
 	for _, d := range dirs {
 		parts.Directories = append(parts.Directories, d)
 	}
@@ -138,7 +161,7 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, m *metrics, log 
 		return fmt.Errorf("issuer: %w", err)
 	}
 	a.base = u.Path
-	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand}, a.idp, local, log); err != nil {
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups, Auditor: a.auditor}, a.idp, local, log); err != nil {
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})

@@ -24,7 +24,6 @@ import (
 	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
-	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/web"
 )
 
@@ -63,11 +62,6 @@ type MetricsConfig struct {
 type TLSConfig struct {
 	CertFile string `yaml:"certFile"`
 	KeyFile  string `yaml:"keyFile"`
-}
-
-// StoreConfig says what keeps the records.
-type StoreConfig struct {
-	Bolt bolt.Config `yaml:"bolt"`
 }
 
 const (
@@ -179,12 +173,7 @@ func (l *loader) check() {
 		}
 		c.proxies = append(c.proxies, p.Masked())
 	}
-	if c.Store.Bolt.Path == "" {
-		l.wrongAt("store.bolt.path", "is missing: name the file that keeps groups, sessions and keys")
-	}
-	l.resolve(&c.Store.Bolt.Path)
-	c.Audit.Dir = cmp.Or(c.Audit.Dir, filepath.Join(filepath.Dir(c.Store.Bolt.Path), "audit"))
-	l.resolve(&c.Audit.Dir)
+	l.checkStore()
 	if len(c.Admins) == 0 {
 		l.warn("admins is empty: nobody can change groups but with --config while the server is stopped")
 	}
@@ -231,6 +220,8 @@ func (l *loader) readFiles() {
 	c := l.cfg
 	cert, key := l.file("tls.certFile", &c.TLS.CertFile), l.secretFile("tls.keyFile", &c.TLS.KeyFile)
 	l.certificate(cert, key)
+	l.etcdFiles()
+	l.auditFiles()
 	for i := range c.Directories {
 		d := &c.Directories[i]
 		path := fmt.Sprintf("directories[%d]", i)
@@ -248,6 +239,7 @@ func (l *loader) readFiles() {
 			l.secret(fmt.Sprintf("clusters[%d].webhook.callers[%d].token", i, j), &caller.Token, &caller.TokenFile)
 		}
 	}
+	l.secret("keys.encryptionKey", &c.Keys.EncryptionKey, &c.Keys.EncryptionKeyFile)
 	for i := range c.Clients {
 		l.secret(fmt.Sprintf("clients[%d].secret", i), &c.Clients[i].Secret, &c.Clients[i].SecretFile)
 	}
@@ -357,6 +349,10 @@ func (l *loader) secret(key string, value, path *string) {
 // rooms lets each room check its part.
 func (l *loader) rooms() {
 	c := l.cfg
+	if c.Store.Etcd != nil {
+		l.fromRoom(c.Store.Etcd.Validate())
+	}
+	l.fromRoom(c.Audit.Validate())
 	l.fromRoom(directory.ValidateAll(c.Directories))
 	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Throttle: c.Throttle, Clusters: c.Clusters, Clients: c.Clients}
 	for i := range c.Directories {
@@ -368,6 +364,11 @@ func (l *loader) rooms() {
 		}
 		c.idp.DirectoryPrefixes = append(c.idp.DirectoryPrefixes, c.Directories[i].GroupPrefix())
 	}
+	vault, err := idp.ParseVault(c.Keys.EncryptionKey)
+	if err != nil {
+		l.wrongAt("keys.encryptionKey", "%s", err)
+	}
+	c.Keys.Vault, c.idp.Vault = vault, vault
 	c.idp.SetDefaults()
 	l.fromRoom(c.idp.Validate())
 	c.Keys.Algorithms, c.Keys.Retain = c.idp.KeyAlgorithms(), c.idp.LongestToken()

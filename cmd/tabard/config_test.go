@@ -91,7 +91,31 @@ func TestConfigMistakes(t *testing.T) {
 			":12:80: clusters[0].webhook.callers[1]: the token has fewer than 16 bytes: make one with `openssl rand -base64 32`",
 			":12:97: clusters[0].webhook.callers[2].token: contradicts tokenFile: leave one out", ":12:96: clusters[0].webhook.callers[2]: the token has fewer than 16 bytes: make one with `openssl rand -base64 32`",
 			":12:122: clusters[0].webhook.callers[3].tokenFile: is missing"}},
-		{"etcd", "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: []}}", []string{":3:9: store.etcd: is not in this version yet: leave it out"}},
+		{"etcd without members", "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: []}}\naudit: {dir: audit}", []string{":3:16: store.etcd.endpoints: is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379"}},
+		{"two stores, no trail", "store: {bolt: {path: tabard.db}}", "store: {bolt: {path: tabard.db}, etcd: {endpoints: ['https://e1']}}", []string{":3:34: store.etcd: contradicts store.bolt: leave one out; `tabard backup` and `tabard restore` move the records"}},
+		{"etcd without a trail", "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: ['https://e1']}}", []string{": audit.dir: is missing: with store.etcd, name the folder of this machine that keeps this server's part of the audit trail"}},
+		{"etcd in the clear", "store: {bolt: {path: tabard.db}}", "audit: {dir: audit}\nstore: {etcd: {prefix: tabard, endpoints: ['http://127.0.0.1:2379', 'http://10.0.0.1', 'https://e3', 'http://u:" + secret + "@127.0.0.1', 'e5:2379']}}", []string{
+			":4:16: store.etcd.prefix: must end in a slash, such as /tabard/",
+			":4:69: store.etcd.endpoints[1]: must be https: groups, sessions and signing keys would cross the network in the clear (insecurePlaintext: true allows it)",
+			":4:88: store.etcd.endpoints[2]: must be https like the others, or all http",
+			":4:102: store.etcd.endpoints[3]: must be scheme, host and port alone; a password goes to passwordFile",
+			":4:137: store.etcd.endpoints[4]: must be a URL such as https://etcd1.corp.example:2379"}},
+		{"etcd's files", "store: {bolt: {path: tabard.db}}", "audit: {dir: audit}\nstore: {etcd: {endpoints: ['https://e1'], caFile: nowhere, certFile: nowhere, keyFile: nowhere, username: tabard, passwordFile: nowhere}}", []string{
+			":4:43: store.etcd.caFile: DIR/nowhere does not exist: create it or correct the path",
+			":4:60: store.etcd.certFile: DIR/nowhere does not exist: create it or correct the path",
+			":4:79: store.etcd.keyFile: DIR/nowhere does not exist: create it or correct the path",
+			":4:115: store.etcd.passwordFile: DIR/nowhere does not exist: create it or correct the path"}},
+		{"halves for etcd", "store: {bolt: {path: tabard.db}}", "audit: {dir: audit}\nstore: {etcd: {endpoints: ['https://e1'], certFile: tabard.yaml, username: tabard}}", []string{
+			":4:43: store.etcd.certFile: certFile and keyFile come together", ":4:9: store.etcd.passwordFile: is missing beside username"}},
+		{"password for nobody", "store: {bolt: {path: tabard.db}}", "audit: {dir: audit}\nstore: {etcd: {endpoints: ['http://localhost'], caFile: tabard.yaml, password: " + secret + "}}", []string{
+			":4:49: store.etcd.caFile:  holds no certificate in PEM form",
+			":4:16: store.etcd.endpoints: caFile and certFile are for https endpoints: write https", ":4:9: store.etcd.username: is missing beside the password"}},
+		{"the trail", "admins:", "audit: {keyFile: audit/key.pem, fileSize: 7, retain: {age: 5s}, sinks: [{name: a}, {name: a, stdout: {}}, {name: b, webhook: {url: 'http://10.0.0.1', secretFile: nowhere}, syslog: {address: 'tls://x:1', caFile: nowhere}}]}\nadmins:", []string{
+			":4:9: audit.keyFile: is in audit.dir: whoever can change the trail would hold the key that proves it",
+			":4:33: audit.fileSize: must be between 1MiB and 1GiB", ":4:55: audit.retain.age: must be at least 1h, or 0s for no limit",
+			":4:73: audit.sinks[0]: needs exactly one of file, stdout, syslog and webhook", ":4:85: audit.sinks[1].name: is the name of another sink",
+			":4:107: audit.sinks[2]: needs exactly one of file, stdout, syslog and webhook", ":4:127: audit.sinks[2].webhook.url: must be an https URL, or http on 127.0.0.1, without user and password",
+			":4:151: audit.sinks[2].webhook.secretFile: DIR/nowhere does not exist: create it or correct the path", ":4:204: audit.sinks[2].syslog.caFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"size", "admins:", "tokens: {maxSize: 16MB}\nadmins:", []string{":4:19: tokens.maxSize: is not a size such as 16KiB"}},
 		{"several at once", minimal, "issuer: http://id.corp.example/\nlisten: :8443\ntrustedProxies: [10.0.0.0]\ndirectories:\n- {name: Corp, type: ldap, urls: [ldap://x], bindDN: cn=t}\n", []string{
 			": store.bolt.path: is missing: name the file that keeps groups, sessions and keys",

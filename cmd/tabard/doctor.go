@@ -98,7 +98,7 @@ func (d *doctor) examine(ctx context.Context, path string) {
 		d.say("clock", resultFail, "this machine's clock says %s: set it", time.Now().UTC().Format(time.DateOnly))
 	}
 	d.certificate()
-	running := d.store()
+	running := d.store(ctx)
 	for _, c := range cfg.Directories {
 		d.directory(ctx, c)
 	}
@@ -130,7 +130,11 @@ func (d *doctor) certificate() {
 }
 
 // store opens the store, unless a running server has it.
-func (d *doctor) store() (running bool) {
+func (d *doctor) store(ctx context.Context) (running bool) {
+	if d.cfg.Store.Etcd != nil {
+		d.etcd(ctx)
+		return false
+	}
 	path := d.cfg.Store.Bolt.Path
 	if _, err := os.Stat(path); errors.Is(err, os.ErrNotExist) {
 		d.say("store", resultWarn, "%s does not exist yet: `tabard serve` creates it", path)

@@ -73,7 +73,7 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 	log := logrus.New()
 	log.SetOutput(cmd.ErrOrStderr())
 	log.SetLevel(logrus.ErrorLevel)
-	f, err := openFoundation(cfg, log)
+	f, err := openFoundation(cmd.Context(), cfg, log)
 	if errors.Is(err, store.ErrInUse) {
 		return fmt.Errorf("the server has the store open: leave out --config and sign in with `tabard login --server %s`, or stop the server", cfg.Issuer)
 	}
@@ -83,7 +83,17 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 	defer f.close(log)
 	a := &assembly{cfg: cfg}
 	defer a.close()
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Log: log}
+	keys, err := idp.OpenKeys(cmd.Context(), f.store, cfg.Keys, log, nil)
+	if err != nil {
+		return fmt.Errorf("open the signing keys: %w", err)
+	}
+	a.closers = append(a.closers, keys.Close)
+	sessions, err := idp.OpenSessions(cmd.Context(), f.store, log)
+	if err != nil {
+		return fmt.Errorf("open the sessions: %w", err)
+	}
+	a.closers = append(a.closers, sessions.Close)
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Keys: keys, Sessions: sessions, Log: log}
 	dirs, err := a.openDirectories()
 	if err != nil {
 		return err
@@ -96,7 +106,7 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 		return err
 	}
 	parts.Groups = local
-	svc, err := idp.New(cmd.Context(), cfg.idp, parts) // to find and explain people; it signs nothing
+	svc, err := idp.New(cmd.Context(), cfg.idp, parts) // it signs nothing
 	if err != nil {
 		return err
 	}

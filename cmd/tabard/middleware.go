@@ -16,6 +16,7 @@ import (
 
 	"github.com/tabard-id/tabard/idp/provider"
 	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/web"
 )
 
 // requestDeadline bounds the work for one request.
@@ -28,10 +29,14 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.release(a)
 	origin := audit.Origin{Address: clientAddress(r, a.cfg.proxies), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
 	w.Header().Set("X-Request-Id", origin.RequestID)
-	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), requestDeadline)
+	path := r.URL.Path // as it came: handlers may change r
+	limit := requestDeadline
+	if path == a.base+web.BackupPath {
+		limit = web.BackupTime
+	}
+	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), limit)
 	defer cancel()
 	rec, start := &recorder{ResponseWriter: w}, time.Now()
-	path := r.URL.Path // as it came: handlers may change r
 	defer func() {
 		s.finish(rec, routeClass(strings.TrimPrefix(path, a.base)), recover(), logrus.Fields{
 			"request": origin.RequestID, "address": origin.Address, "method": clipBytes(r.Method, 16),

@@ -151,7 +151,8 @@ func (s *server) warnRestart(cfg *Config) {
 		"listen":          cfg.Listen != old.Listen,
 		"metrics.listen":  cfg.Metrics.Listen != old.Metrics.Listen,
 		"store.bolt.path": cfg.Store.Bolt.Path != old.Store.Bolt.Path,
-		"audit.dir":       cfg.Audit.Dir != old.Audit.Dir,
+		"store.etcd":      etcdChanged(cfg, old),
+		"audit":           auditChanged(cfg, old),
 		"tls":             (cfg.cert == nil) != (old.cert == nil),
 	} {
 		if changed {

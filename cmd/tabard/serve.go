@@ -73,7 +73,8 @@ func serve(ctx context.Context, path string, log *logrus.Logger, listening func(
 		return err
 	}
 	logWarnings(log, cfg)
-	f, err := openFoundation(cfg, log)
+	cfg.Audit.Serve = true
+	f, err := openFoundation(ctx, cfg, log)
 	if err != nil {
 		return err
 	}

@@ -672,6 +672,12 @@ func TestCompany(t *testing.T) {
 		t.Errorf("show as yaml: %s", got)
 	}
 	do("", exitDone, "groups", "remove", "platform", "bob")
+	if got := do("", exitDone, "audit", "search", "--group", "platform", "--outcome", "done", "--limit", "2"); !strings.Contains(got, "group.member.remove") || strings.Count(got, "\n") != 3 {
+		t.Errorf("audit search: %s", got)
+	}
+	if got := do("", exitDone, "audit", "verify", "--config", s.path); !strings.Contains(got, "ok ") {
+		t.Errorf("audit verify while the server runs: %s", got)
+	}
 	if got := do("", exitFailed, "groups", "remove", "platform", "bob"); !strings.Contains(got, "bob is not in platform") {
 		t.Errorf("remove again: %s", got)
 	}
@@ -683,6 +689,9 @@ func TestCompany(t *testing.T) {
 	}
 	if got := do("pw-bob\n", exitDone, "login", "--username", "bob", "--password-stdin"); strings.Contains(got, "yes") {
 		t.Errorf("bob administers: %s", got)
+	}
+	if got := do("", exitFailed, "audit", "search"); !strings.Contains(got, "administrators") {
+		t.Errorf("bob searches: %s", got)
 	}
 	if got := do("", exitFailed, "groups", "delete", "platform", "--yes"); !strings.Contains(got, "administrators") {
 		t.Errorf("bob deletes: %s", got)

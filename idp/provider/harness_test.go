@@ -44,6 +44,7 @@ func (d *corp) fail(err error) { d.mu.Lock(); defer d.mu.Unlock(); d.down = err 
 func (d *corp) fault() error { d.mu.Lock(); defer d.mu.Unlock(); return d.down }
 
 func (d *corp) Name() string    { return "corp" }
+func (d *corp) Prefix() string  { return "corp:" }
 func (d *corp) DummyDN() string { return "cn=nobody" }
 func (d *corp) Lockout(context.Context) (directory.Lockout, error) {
 	return directory.Lockout{}, nil
@@ -51,6 +52,14 @@ func (d *corp) Lockout(context.Context) (directory.Lockout, error) {
 
 func (d *corp) Explain(context.Context, string) (directory.Explanation, error) {
 	return directory.Explanation{}, directory.ErrNotFound
+}
+
+func (d *corp) Search(context.Context, string, int) ([]directory.Person, error) {
+	return nil, d.fault()
+}
+
+func (d *corp) Members(context.Context, string, int) (directory.Members, error) {
+	return directory.Members{}, firstOf(d.fault(), directory.ErrNotFound)
 }
 
 func (d *corp) Find(_ context.Context, login string) (directory.Person, error) {
@@ -177,7 +186,10 @@ func (h *house) handler(dir string) http.Handler {
 	h.keys, err = idp.OpenKeys(h.t.Context(), disk, idp.KeyConfig{Algorithms: cfg.KeyAlgorithms(), Retain: cfg.LongestToken()}, log, nil)
 	h.must(err)
 	h.t.Cleanup(h.keys.Close)
-	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Log: log})
+	sessions, err := idp.OpenSessions(h.t.Context(), disk, log)
+	h.must(err)
+	h.t.Cleanup(sessions.Close)
+	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log})
 	h.must(err)
 	mux := http.NewServeMux()
 	mux.Handle("/", New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log}))

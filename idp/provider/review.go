@@ -70,8 +70,21 @@ func (h *reviews) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.fail(w, r, status, err, err.Error())
 		return
 	}
-	who, err := reviewer.Review(r.Context(), asked.Spec.Token, asked.Spec.Audiences)
-	h.answer(w, r, cluster, asked, who, err)
+	id, audiences, err := reviewer.Review(r.Context(), asked.Spec.Token, asked.Spec.Audiences)
+	if err == nil {
+		h.cfg.Count(cluster, "good")
+		h.answer(w, asked, yes(id, audiences))
+		return
+	}
+	if errors.Is(err, idp.ErrRefused) {
+		h.cfg.Count(cluster, "refused")
+		h.log(r, err).WithField("cluster", cluster).Info("token review refused")
+		h.answer(w, asked, authentication.TokenReviewStatus{Error: refusedWord})
+		return
+	}
+	h.cfg.Count(cluster, "failed")
+	// No Retry-After: client-go would wait for it, and kubectl with it.
+	h.fail(w, r, max(kindOf(err).status, http.StatusInternalServerError), err, "the token could not be checked")
 }
 
 // bearer returns the token of the Authorization header (RFC 6750 section 2.1), or "".
@@ -102,31 +115,22 @@ func readReview(w http.ResponseWriter, r *http.Request) (asked authentication.To
 	return asked, 0, nil
 }
 
-// answer tells the API server what came of the review.
-func (h *reviews) answer(w http.ResponseWriter, r *http.Request, cluster string, asked authentication.TokenReview, who idp.Reviewed, err error) {
-	out := authentication.TokenReview{TypeMeta: asked.TypeMeta} // the token does not go back
-	switch {
-	case err == nil:
-		h.cfg.Count(cluster, "good")
-		out.Status = authentication.TokenReviewStatus{
-			Authenticated: true, Audiences: who.Audiences,
-			User: authentication.UserInfo{Username: who.Username, UID: who.UID, Groups: who.Groups, Extra: map[string]authentication.ExtraValue{}},
-		}
-		for k, v := range who.Extra {
-			out.Status.User.Extra[k] = v
-		}
-	case errors.Is(err, idp.ErrRefused):
-		h.cfg.Count(cluster, "refused")
-		h.log(r, err).WithField("cluster", cluster).Info("token review refused")
-		out.Status.Error = refusedWord
-	default:
-		h.cfg.Count(cluster, "failed")
-		// No Retry-After: client-go would wait for it, and kubectl with it.
-		h.fail(w, r, max(kindOf(err).status, http.StatusInternalServerError), err, "the token could not be checked")
-		return
+// yes is the answer of a token that is good.
+func yes(id idp.Identity, audiences []string) authentication.TokenReviewStatus {
+	extra := map[string]authentication.ExtraValue{}
+	for k, v := range id.Extra() {
+		extra[k] = v
 	}
+	return authentication.TokenReviewStatus{
+		Authenticated: true, Audiences: audiences,
+		User: authentication.UserInfo{Username: id.Username, UID: id.Sub, Groups: id.Groups, Extra: extra},
+	}
+}
+
+// answer sends a status in the version that was asked in; the token does not go back.
+func (h *reviews) answer(w http.ResponseWriter, asked authentication.TokenReview, status authentication.TokenReviewStatus) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(out) // the client may have gone
+	_ = json.NewEncoder(w).Encode(authentication.TokenReview{TypeMeta: asked.TypeMeta, Status: status}) // the client may have gone
 }
 
 func (h *reviews) log(r *http.Request, err error) *logrus.Entry {

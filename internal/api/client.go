@@ -12,6 +12,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -52,7 +55,7 @@ func HTTPClient(caPEM string) (*http.Client, error) {
 		cfg.RootCAs = pool
 	}
 	return &http.Client{
-		Transport: &http.Transport{
+		Transport: named{&http.Transport{
 			Proxy:                 http.ProxyFromEnvironment,
 			DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 			TLSClientConfig:       cfg,
@@ -60,9 +63,29 @@ func HTTPClient(caPEM string) (*http.Client, error) {
 			ResponseHeaderTimeout: 30 * time.Second,
 			IdleConnTimeout:       5 * time.Second,
 			ForceAttemptHTTP2:     true,
-		},
+		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}, nil
+}
+
+// named says in each request which program on which machine it is from: people tell
+// their sessions apart by it.
+type named struct{ *http.Transport }
+
+// RoundTrip implements http.RoundTripper.
+func (n named) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.Header.Set("User-Agent", userAgent())
+	return n.Transport.RoundTrip(r)
+}
+
+func userAgent() string {
+	name := strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe") + " on " + runtime.GOOS
+	host, err := os.Hostname()
+	if host, _, _ = strings.Cut(host, "."); err != nil || host == "" || strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return name
+	}
+	return name + " (" + clip(host, 63) + ")"
 }
 
 // ServerURL checks the URL of a server and returns it as the cache knows it:

@@ -10,9 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -94,7 +91,6 @@ func postForm(ctx context.Context, hc *http.Client, target string, form url.Valu
 		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	req.Header.Set("User-Agent", strings.TrimSuffix(filepath.Base(os.Args[0]), ".exe")+" on "+runtime.GOOS) // pages show it
 	return hc.Do(req)
 }
 

@@ -21,6 +21,7 @@ const (
 type Event struct {
 	Seq       uint64            `json:"seq"`            // set by Append
 	Time      time.Time         `json:"time"`           // set by Append, UTC
+	Node      string            `json:"node,omitempty"` // set by Append: whose chain it is, see Config
 	Act       string            `json:"act"`            // e.g. "login", "token.issue", "group.member.add"
 	Who       string            `json:"who,omitempty"`  // sub of the person, "operator" for the offline commands, "" when unknown
 	Name      string            `json:"name,omitempty"` // username at the time

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"time"
@@ -27,6 +28,8 @@ const (
 	hashIs = `,"hash":"`
 	after  = `"}`
 	hexLen = 2 * sha256.Size
+
+	maxLine = 1 << 20 // bytes; no record comes near it
 )
 
 // BrokenError says where a trail does not hold.
@@ -37,40 +40,6 @@ type BrokenError struct {
 }
 
 func (e *BrokenError) Error() string { return fmt.Sprintf("%s:%d: %s", e.File, e.Line, e.Why) }
-
-// Summary is what Verify found in order.
-type Summary struct {
-	Files       int
-	First, Last uint64 // seq; both 0 for an empty trail
-	Hash        string // of the last record, in hex: kept elsewhere, it shows a cut end
-}
-
-// Verify checks every record of the trail in dir and the chain through them. A
-// change, a reorder, or a removal but at the ends is a *BrokenError that names file
-// and line. Files missing at the beginning show in Summary.First, and records
-// missing at the end by comparing Summary.Hash with one kept elsewhere. While a Log
-// writes, its last group can show as unfinished.
-func Verify(dir string) (Summary, error) {
-	files, err := list(dir)
-	if err != nil {
-		return Summary{}, fmt.Errorf("verify audit log: %w", err)
-	}
-	var end tail
-	for _, f := range files {
-		found, err := scan(f, end)
-		if err == nil && found.why != "" {
-			err = &BrokenError{f.path, found.lines + 1, found.why}
-		}
-		if err != nil {
-			return Summary{}, fmt.Errorf("verify audit log: %w", err)
-		}
-		end = found.tail
-	}
-	if end.seq == 0 {
-		return Summary{Files: len(files)}, nil
-	}
-	return Summary{len(files), files[0].first, end.seq, hex.EncodeToString(end.hash[:])}, nil
-}
 
 // record is what the chain needs of one line.
 type record struct {
@@ -87,17 +56,26 @@ func parse(line []byte) (r record, why string) {
 	}
 	covered, rest := line[:len(line)-end], line[len(line)-end:]
 	prev := covered[len(covered)-mid:]
-	digits, _, _ := bytes.Cut(bytes.TrimPrefix(line, []byte(seqIs)), []byte(","))
-	var err error
-	r.seq, err = strconv.ParseUint(string(digits), 10, 64)
-	if err != nil || !bytes.HasPrefix(line, []byte(seqIs)) ||
-		!member(prev, prevIs, `"`, &r.prev) || !member(rest, hashIs, after+"\n", &r.hash) {
+	seq, ok := seqOf(line)
+	if !ok || !member(prev, prevIs, `"`, &r.prev) || !member(rest, hashIs, after+"\n", &r.hash) {
 		return r, "not a record"
 	}
+	r.seq = seq
 	if r.prev.onto(covered) != r.hash {
 		return r, "the record was changed: its hash does not fit"
 	}
 	return r, ""
+}
+
+// seqOf reads the number that a record begins with.
+func seqOf(line []byte) (uint64, bool) {
+	rest, ok := bytes.CutPrefix(line, []byte(seqIs))
+	if !ok {
+		return 0, false
+	}
+	digits, _, _ := bytes.Cut(rest[:min(len(rest), 21)], []byte(","))
+	seq, err := strconv.ParseUint(string(digits), 10, 64)
+	return seq, err == nil
 }
 
 // member reads a hash between two strings. Hex in capitals is a change as well.
@@ -106,8 +84,12 @@ func member(b []byte, before, behind string, h *hash) bool {
 		return false
 	}
 	digits := b[len(before) : len(before)+hexLen]
-	_, err := hex.Decode(h[:], digits)
-	return err == nil && string(b) == before+hex.EncodeToString(h[:])+behind
+	if _, err := hex.Decode(h[:], digits); err != nil {
+		return false
+	}
+	var again [hexLen]byte
+	hex.Encode(again[:], h[:])
+	return bytes.Equal(digits, again[:]) && string(b[:len(before)]) == before && string(b[len(before)+hexLen:]) == behind
 }
 
 // onto is the hash of the record whose line begins with covered, after h.
@@ -117,6 +99,14 @@ func (h hash) onto(covered []byte) (next hash) {
 	d.Write(covered)
 	d.Sum(next[:0])
 	return next
+}
+
+func (h hash) hex() string { return hex.EncodeToString(h[:]) }
+
+// tail is the end of a chain.
+type tail struct {
+	seq  uint64 // 0: no records yet
+	hash hash
 }
 
 // appendLine appends the record after end to buf. body is an event's JSON object
@@ -140,75 +130,98 @@ func appendLine(buf []byte, end tail, now time.Time, body []byte) ([]byte, tail)
 
 // found is what scan read of a file: good records, then the end or a bad line.
 type found struct {
-	tail
+	tail          // seq is the one before the file's first where there is no record
+	before hash   // what the first record follows
 	lines  int    // good ones
 	size   int64  // up to the end of the last of them
 	why    string // what is wrong with the next line; "" at the end of the file
 	damage bool   // and no crash leaves it like that: whole records are behind it
 }
 
-// scan reads the records of f as a chain that goes on from end; from anywhere where
-// end is zero, which is where the oldest file that is left begins.
-func scan(f file, end tail) (found, error) {
+// scan reads the records of f, a chain that begins anywhere, and shows each to
+// visit, which says what else is wrong with it. A line is good until visit returns.
+func scan(f file, visit func(record, []byte) string) (found, error) {
 	in, err := os.Open(f.path)
 	if err != nil {
 		return found{}, err
 	}
 	defer func() { _ = in.Close() }()
-	if end.seq == 0 {
-		end.seq = f.first - 1
-	}
-	res := found{tail: end}
-	if f.first != end.seq+1 {
-		res.why = fmt.Sprintf("records %d to %d are missing before this file", end.seq+1, f.first-1)
-		res.damage = true
-		return res, nil
-	}
-	lines := bufio.NewScanner(in)
-	lines.Buffer(nil, 2*maxGroupBytes) // a crash can leave that much of zeros
-	lines.Split(splitLines)
-	for lines.Scan() {
-		r, why := parse(lines.Bytes())
+	res := found{tail: tail{seq: f.first - 1}}
+	lines := newLineReader(in)
+	for {
+		line, err := lines.next()
+		if errors.Is(err, io.EOF) {
+			return res, nil
+		}
+		if err != nil {
+			return res, err
+		}
+		r, why := parse(line)
 		switch {
 		case res.why != "":
 			res.damage = res.damage || why == ""
 		case why != "":
 			res.why = why
 		default:
-			res.add(r, len(lines.Bytes()), f.first)
+			res.add(r, line, visit)
 		}
 	}
-	if errors.Is(lines.Err(), bufio.ErrTooLong) {
-		res.why, res.damage = "the line is longer than any record", true
-		return res, nil
-	}
-	return res, lines.Err()
 }
 
 // add takes r onto the chain, or says why it does not fit.
-func (res *found) add(r record, bytes int, first uint64) {
-	oldest := res.lines == 0 && res.hash == hash{} && first > 1
+func (res *found) add(r record, line []byte, visit func(record, []byte) string) {
+	why := ""
 	switch {
 	case r.seq != res.seq+1:
-		res.why = fmt.Sprintf("record %d where %d belongs", r.seq, res.seq+1)
-		res.damage = true
-	case r.prev != res.hash && !oldest:
-		res.why = fmt.Sprintf("record %d does not follow the record before it", r.seq)
-		res.damage = true
+		why = fmt.Sprintf("record %d where %d belongs", r.seq, res.seq+1)
+	case r.prev != res.hash && res.lines > 0:
+		why = fmt.Sprintf("record %d does not follow the record before it", r.seq)
 	default:
-		res.tail = tail{r.seq, r.hash}
-		res.lines++
-		res.size += int64(bytes)
+		why = visit(r, line)
 	}
+	if why != "" {
+		res.why, res.damage = why, true
+		return
+	}
+	if res.lines == 0 {
+		res.before = r.prev
+	}
+	res.tail = tail{r.seq, r.hash}
+	res.lines++
+	res.size += int64(len(line))
 }
 
-// splitLines is a bufio.SplitFunc for lines with their line feed.
-func splitLines(data []byte, atEOF bool) (int, []byte, error) {
-	if i := bytes.IndexByte(data, '\n'); i >= 0 {
-		return i + 1, data[:i+1], nil
+// gap says what is wrong between a chain that ends in end and the file behind it.
+func (end tail) gap(f file, res found) string {
+	switch {
+	case f.first > end.seq+1:
+		return fmt.Sprintf("records %d to %d are missing before this file", end.seq+1, f.first-1)
+	case f.first <= end.seq:
+		return fmt.Sprintf("record %d where %d belongs", f.first, end.seq+1)
+	case res.lines > 0 && res.before != end.hash:
+		return fmt.Sprintf("record %d does not follow the record before it", f.first)
 	}
-	if atEOF && len(data) > 0 {
-		return len(data), data, nil
+	return ""
+}
+
+// lineReader reads lines with their line feed, in bounded memory: for a line longer
+// than any record it gives one that is none.
+type lineReader struct{ in *bufio.Reader }
+
+func newLineReader(in io.Reader) lineReader { return lineReader{bufio.NewReaderSize(in, maxLine)} }
+
+// next returns a line that is good until the call after; the last may lack its line
+// feed. io.EOF is behind it.
+func (l lineReader) next() ([]byte, error) {
+	line, err := l.in.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		for errors.Is(err, bufio.ErrBufferFull) {
+			_, err = l.in.ReadSlice('\n')
+		}
+		line = []byte("too long")
 	}
-	return 0, nil, nil
+	if errors.Is(err, io.EOF) && len(line) > 0 {
+		err = nil
+	}
+	return line, err
 }

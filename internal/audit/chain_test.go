@@ -16,13 +16,13 @@ import (
 func trail(t testing.TB) (dir string, files []string) {
 	t.Helper()
 	dir = filepath.Join(t.TempDir(), "audit")
-	l := openTest(t, Config{Dir: dir, MaxFileBytes: 1 << 20})
+	l := openTest(t, Config{Dir: dir, FileSize: 1 << 20})
 	for i := range 12 {
 		if i%4 == 0 && i > 0 {
-			l.cfg.MaxFileBytes = 1
+			l.cfg.FileSize = 1
 		}
 		mustAppend(t, l, fmt.Sprintf("act%d", i+1))
-		l.cfg.MaxFileBytes = 1 << 20
+		l.cfg.FileSize = 1 << 20
 	}
 	mustClose(t, l)
 	return dir, paths(t, dir)

@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
@@ -43,6 +45,80 @@ func list(dir string) ([]file, error) {
 	// By what is in them, not by day: a clock may have been wrong.
 	slices.SortStableFunc(files, func(a, b file) int { return cmp.Compare(a.first, b.first) })
 	return files, nil
+}
+
+// chain is one chain of a trail.
+type chain struct {
+	dir string
+	id  string // in cursors: the number of the folder it was given in, and its name there
+}
+
+// chainsIn returns the chains in dirs: of each folder its own, and one for each folder
+// in it that holds files of a trail.
+func chainsIn(dirs []string) ([]chain, error) {
+	var all []chain
+	for i, dir := range dirs {
+		own, err := list(dir)
+		if err != nil {
+			return nil, err
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return nil, err
+		}
+		before := len(all)
+		for _, e := range entries {
+			if !e.IsDir() {
+				continue
+			}
+			sub := filepath.Join(dir, e.Name())
+			if files, err := list(sub); err != nil {
+				return nil, err
+			} else if len(files) > 0 {
+				all = append(all, chain{sub, fmt.Sprintf("%d/%s", i, e.Name())})
+			}
+		}
+		if len(own) > 0 || len(all) == before {
+			all = slices.Insert(all, before, chain{dir, strconv.Itoa(i)})
+		}
+	}
+	return all, nil
+}
+
+// firstLine reads the first record of a file, or what is there of one.
+func firstLine(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	line, err := bufio.NewReaderSize(io.LimitReader(f, maxLine), 4096).ReadBytes('\n')
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return line, err
+}
+
+// lastLine reads the last whole line of a file, nil where there is none.
+func lastLine(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, min(info.Size(), maxLine))
+	if _, err := f.ReadAt(b, info.Size()-int64(len(b))); err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	end := bytes.LastIndexByte(b, '\n')
+	if end < 0 {
+		return nil, nil
+	}
+	return b[bytes.LastIndexByte(b[:end], '\n')+1 : end+1], nil
 }
 
 // create makes the file for the records from first on, and its name durable.

@@ -3,6 +3,7 @@ package audit
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -38,29 +39,24 @@ const (
 	maxGroupBytes = 1 << 20 // and their lines, likewise
 
 	soon = time.Second // how late a record may be synced that nobody waits for
+
+	checkpointRecords = 1_000     // at most so many records without a checkpoint
+	retainEvery       = time.Hour // how often retention looks at the files, besides when one begins
 )
 
-// Config says where the trail is kept.
-type Config struct {
-	// Dir is the folder of the files, for one process at a time. It is created with
-	// mode 0700 in an existing folder.
-	Dir string `yaml:"dir"`
-
-	// MaxFileBytes is the size from which the next file is begun; 0: 16 MiB.
-	MaxFileBytes int64 `yaml:"-"`
-	// Now is the clock; nil: time.Now.
-	Now func() time.Time `yaml:"-"`
-}
-
-// Log appends to the trail in a folder.
+// Log appends to the chain of one node.
 type Log struct {
 	cfg      Config
+	dir      string // of the chain
+	key      ed25519.PrivateKey
 	lock     *flock.Flock
 	queue    chan *request
 	stop     context.CancelFunc
 	ended    chan struct{} // closed when no more is written
 	once     sync.Once
 	closeErr error // of the first Close
+	sinks    []*sink
+	durable  atomic.Uint64 // seq of the last record that a crash does not lose
 
 	// Of the writer alone.
 	f      *os.File    // nil: the next record begins a file
@@ -69,28 +65,27 @@ type Log struct {
 	late   atomic.Bool // f holds records that are not synced yet
 	failed bool        // to sync them
 	tail   tail
+	since  uint64 // records since the last checkpoint
+	syncs  atomic.Int64
 }
 
-// tail is the end of the chain.
-type tail struct {
-	seq  uint64 // 0: no records yet
-	hash hash
-}
-
-// Open opens the trail in cfg.Dir, or begins one. What a crash left of a record
-// that nobody was told of is moved from the end of the last file into a file
+// Open opens the chain of cfg.Node in cfg.Dir, or begins one. What a crash left of a
+// record that nobody was told of is moved from the end of the last file into a file
 // ending in ".torn", and the trail says so in an event "audit.repair". Damage that
 // no crash leaves is an error that names file and line.
 func Open(cfg Config) (*Log, error) {
-	cfg.MaxFileBytes = cmp.Or(cfg.MaxFileBytes, 16<<20)
-	if cfg.Now == nil {
-		cfg.Now = time.Now
+	if cfg.Dir == "" {
+		return nil, errors.New("open audit log: no folder was named")
 	}
-	l := &Log{cfg: cfg, queue: make(chan *request, maxGroup), ended: make(chan struct{})}
+	cfg.setDefaults()
+	l := &Log{cfg: cfg, dir: cfg.chainDir(), queue: make(chan *request, maxGroup), ended: make(chan struct{})}
 	cut, err := l.load()
+	if err == nil && cfg.Serve {
+		err = l.openSinks()
+	}
 	if err != nil {
 		_ = l.release()
-		return nil, fmt.Errorf("open audit log %s: %w", cfg.Dir, err)
+		return nil, fmt.Errorf("open audit log %s: %w", l.dir, err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	l.stop = stop
@@ -98,36 +93,36 @@ func Open(cfg Config) (*Log, error) {
 	if cut != nil {
 		err := l.Append(ctx, Event{Act: "audit.repair", Outcome: Done, On: cut["file"], Reason: "a crash left an unfinished record", Detail: cut})
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open audit log %s: %w", cfg.Dir, err), l.Close())
+			return nil, errors.Join(fmt.Errorf("open audit log %s: %w", l.dir, err), l.Close())
 		}
+	}
+	for _, s := range l.sinks {
+		s.start()
 	}
 	return l, nil
 }
 
 // load takes the folder and finds the end of the chain.
 func (l *Log) load() (cut map[string]string, err error) {
-	if err := os.Mkdir(l.cfg.Dir, 0o700); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("folder %s does not exist: create it for the user that runs tabard", filepath.Dir(l.cfg.Dir))
-	} else if err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := l.takeFolder(); err != nil {
 		return nil, err
 	}
-	l.lock = flock.New(filepath.Join(l.cfg.Dir, "lock"), flock.SetPermissions(0o600))
-	if ok, err := l.lock.TryLock(); err != nil {
+	if l.key, err = openKey(l.cfg.KeyFile); err != nil {
 		return nil, err
-	} else if !ok {
-		return nil, fmt.Errorf("%w: stop the other tabard first, or set another audit.dir", ErrInUse)
 	}
-	files, err := list(l.cfg.Dir)
+	files, err := list(l.dir)
 	if err != nil || len(files) == 0 {
 		return nil, err
 	}
-	var end tail
-	for _, f := range files[max(0, len(files)-2):] { // the last may be empty
-		res, err := scan(f, end)
+	for i, f := range files[max(0, len(files)-2):] { // the last may be empty
+		res, err := scan(f, l.visit)
 		if err != nil {
 			return nil, err
 		}
 		last := f == files[len(files)-1]
+		if why := l.tail.gap(f, res); i > 0 && why != "" {
+			res = found{why: why, damage: true}
+		}
 		if res.why != "" && (res.damage || !last) {
 			return nil, fmt.Errorf("%w: move the folder away for examination; tabard begins a new trail", &BrokenError{f.path, res.lines + 1, res.why})
 		}
@@ -136,11 +131,41 @@ func (l *Log) load() (cut map[string]string, err error) {
 				return nil, err
 			}
 		}
-		end, l.size = res.tail, res.size
+		if l.size = res.size; res.lines > 0 || i == 0 {
+			l.tail = res.tail
+		}
 	}
-	l.tail = end
-	l.f, err = os.OpenFile(files[len(files)-1].path, os.O_RDWR, 0)
+	if l.f, err = os.OpenFile(files[len(files)-1].path, os.O_RDWR, 0); err == nil {
+		err = l.f.Sync() // a killed process may have left that to the system
+	}
+	l.durable.Store(l.tail.seq)
 	return cut, err
+}
+
+// takeFolder makes the folder of the chain, and keeps other processes out of it.
+func (l *Log) takeFolder() error {
+	for _, dir := range slices.Compact([]string{l.cfg.Dir, l.dir}) {
+		if err := os.Mkdir(dir, 0o700); errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("folder %s does not exist: create it for the user that runs tabard", filepath.Dir(dir))
+		} else if err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	l.lock = flock.New(filepath.Join(l.dir, "lock"), flock.SetPermissions(0o600))
+	ok, err := l.lock.TryLock()
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: stop the other tabard first, or set another audit.dir or audit.node", ErrInUse)
+	}
+	return err
+}
+
+// visit looks for checkpoints while the end of the chain is read.
+func (l *Log) visit(r record, line []byte) string {
+	is, _, why := checkCheckpoint(r, line, nil)
+	if l.since++; is {
+		l.since = 0
+	}
+	return why
 }
 
 // release lets go of the files.
@@ -155,12 +180,13 @@ func (l *Log) release() error {
 	return err
 }
 
-// Close waits for what is being written. An Append that is queued but not yet being
-// written answers ErrClosed. Closing again is no error.
+// Close waits for what is being written, and a moment for the sinks. An Append that
+// is queued but not yet being written answers ErrClosed. Closing again is no error.
 func (l *Log) Close() error {
 	l.once.Do(func() {
 		l.stop()
 		<-l.ended
+		closeSinks(l.sinks)
 		l.closeErr = l.release()
 	})
 	return l.closeErr
@@ -206,7 +232,7 @@ func (l *Log) AppendAll(ctx context.Context, events []Event) error {
 func (l *Log) append(ctx context.Context, events ...Event) error {
 	r := &request{soon: true, answer: make(chan error, 1)}
 	for _, e := range events {
-		body, err := encode(ctx, e)
+		body, err := l.encode(ctx, e)
 		if err != nil {
 			return err
 		}
@@ -215,8 +241,16 @@ func (l *Log) append(ctx context.Context, events ...Event) error {
 	return l.submit(ctx, r)
 }
 
+// bare is an Event whose seq and time the writer puts in front: the outer fields hide
+// the inner ones.
+type bare struct {
+	Event
+	Seq  *struct{} `json:"seq,omitempty"`
+	Time *struct{} `json:"time,omitempty"`
+}
+
 // encode returns e's JSON without seq and time.
-func encode(ctx context.Context, e Event) ([]byte, error) {
+func (l *Log) encode(ctx context.Context, e Event) ([]byte, error) {
 	if e.Act == "" {
 		return nil, fmt.Errorf("no act: %w", ErrInvalid)
 	}
@@ -224,16 +258,12 @@ func encode(ctx context.Context, e Event) ([]byte, error) {
 		return nil, fmt.Errorf("outcome %.80q: %w", e.Outcome, ErrInvalid)
 	}
 	o := OriginOf(ctx)
+	e.Node = l.cfg.Node
 	e.Address = cmp.Or(e.Address, o.Address)
 	e.UserAgent = cmp.Or(e.UserAgent, o.UserAgent)
 	e.RequestID = cmp.Or(e.RequestID, o.RequestID)
 	bound(&e)
-	// The outer fields hide those of Event, which the writer puts in front.
-	return json.Marshal(struct {
-		Event
-		Seq  *struct{} `json:"seq,omitempty"`
-		Time *struct{} `json:"time,omitempty"`
-	}{Event: e})
+	return json.Marshal(bare{Event: e})
 }
 
 // bound cuts what somebody else may have made long.
@@ -303,19 +333,27 @@ func (l *Log) submit(ctx context.Context, r *request) error {
 // to fill: while one is written the next one queues.
 func (l *Log) run(ctx context.Context) {
 	defer close(l.ended)
+	sign, tidy := time.NewTicker(l.cfg.CheckpointEvery), time.NewTicker(retainEvery)
+	defer sign.Stop()
+	defer tidy.Stop()
+	if l.since >= checkpointRecords { // of an older version
+		l.complain("write a checkpoint", l.checkpoint())
+	}
+	l.retain()
 	var due <-chan time.Time // when to sync what nobody waits for
 	for {
 		select {
 		case <-ctx.Done():
+			l.complain("write the last checkpoint", l.checkpoint())
 			return
 		case <-due:
 			_ = l.sync() // if it failed, the next write tries again and tells
+		case <-sign.C:
+			l.complain("write a checkpoint", l.checkpoint())
+		case <-tidy.C:
+			l.retain()
 		case r := <-l.queue:
-			group := l.collect(r)
-			err := l.write(group)
-			for _, r := range group {
-				r.answer <- err
-			}
+			l.answer(l.collect(r))
 		}
 		if !l.late.Load() {
 			due = nil
@@ -325,15 +363,60 @@ func (l *Log) run(ctx context.Context) {
 	}
 }
 
+// answer writes group and says to each what came of it.
+func (l *Log) answer(group []*request) {
+	var bodies [][]byte
+	waits := false
+	for _, r := range group {
+		bodies, waits = append(bodies, r.bodies...), waits || !r.soon
+	}
+	before := l.f
+	err := l.write(bodies, waits)
+	began := l.f != before
+	for _, r := range group {
+		r.answer <- err
+	}
+	if began {
+		l.retain()
+	}
+}
+
+// checkpoint signs what was written since the last one.
+func (l *Log) checkpoint() error {
+	if l.since == 0 || l.cfg.unsigned {
+		return nil
+	}
+	return l.write(nil, true)
+}
+
+// complain logs what nobody waits for.
+func (l *Log) complain(doing string, err error) {
+	if err != nil {
+		l.cfg.Log.WithError(err).Error("audit: " + doing)
+	}
+}
+
 // sync makes durable what was written without.
 func (l *Log) sync() error {
 	if !l.late.Load() {
 		return nil
 	}
+	l.syncs.Add(1)
 	err := l.f.Sync()
 	l.failed = err != nil
 	l.late.Store(l.failed)
+	if err == nil {
+		l.publish()
+	}
 	return err
+}
+
+// publish tells the sinks of what is durable.
+func (l *Log) publish() {
+	l.durable.Store(l.tail.seq)
+	for _, s := range l.sinks {
+		s.poke()
+	}
 }
 
 // collect takes first and what is queued behind it, up to the bounds of a group.
@@ -356,34 +439,44 @@ func (l *Log) collect(first *request) []*request {
 	}
 }
 
-// write makes group durable. What a failed write left is cut off, at the latest
-// before the next one, which fails as long as that does.
-func (l *Log) write(group []*request) error {
-	if len(group) == 0 {
+// write adds records to the file, and a checkpoint where one is due or there is
+// nothing else; with waits it makes all durable. What a failed write left is cut off,
+// at the latest before the next one, which fails as long as that does.
+func (l *Log) write(bodies [][]byte, waits bool) error {
+	if len(bodies) == 0 && l.since == 0 {
 		return nil
 	}
 	now := l.cfg.Now().UTC()
 	if err := l.ready(now); err != nil {
 		return fmt.Errorf("nothing was written, check the disk: %w", err)
 	}
-	end := l.tail
+	end, since := l.tail, l.since+uint64(len(bodies))
 	var lines []byte
-	for _, r := range group {
-		for _, body := range r.bodies {
-			lines, end = appendLine(lines, end, now, body)
+	for _, body := range bodies {
+		lines, end = appendLine(lines, end, now, body)
+	}
+	full := l.size+int64(len(lines)) >= int64(l.cfg.FileSize)
+	if !l.cfg.unsigned && (len(bodies) == 0 || since >= checkpointRecords || full) {
+		var err error
+		if lines, end, err = l.appendCheckpoint(lines, end, now); err != nil {
+			return err
 		}
+		since = 0
 	}
 	_, err := l.f.WriteAt(lines, l.size)
-	waits := slices.ContainsFunc(group, func(r *request) bool { return !r.soon })
 	if err == nil && waits {
+		l.syncs.Add(1)
 		err = l.f.Sync()
 	}
 	if err != nil {
 		l.torn = true
 		return fmt.Errorf("check the disk: %w", errors.Join(err, l.repair()))
 	}
-	l.tail, l.size = end, l.size+int64(len(lines))
+	l.tail, l.size, l.since = end, l.size+int64(len(lines)), since
 	l.late.Store(!waits)
+	if waits {
+		l.publish()
+	}
 	return nil
 }
 
@@ -408,13 +501,13 @@ func (l *Log) ready(now time.Time) error {
 			return err
 		}
 	}
-	if l.f != nil && l.size < l.cfg.MaxFileBytes {
+	if l.f != nil && l.size < int64(l.cfg.FileSize) {
 		return nil
 	}
 	if err := l.sync(); err != nil {
 		return err
 	}
-	f, err := create(l.cfg.Dir, now, l.tail.seq+1)
+	f, err := create(l.dir, now, l.tail.seq+1)
 	if err != nil {
 		return err
 	}

@@ -99,6 +99,9 @@ func TestWebhook(t *testing.T) {
 	eventually(t, cached, "bob is out of platform, and signed in", func() error { return wantForbidden("bob", pods(t, k, bob)) })
 
 	_, other := s.session("alice")
+	if err := pods(t, k, alice); err != nil { // what the API server keeps is new
+		t.Error(err)
+	}
 	s.endSession(refresh)
 	ended := time.Now()
 	eventually(t, cached, "alice's ended session is refused", func() error { return wantUnauthorized(pods(t, k, alice)) })

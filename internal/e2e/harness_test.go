@@ -126,6 +126,7 @@ func newServer(t testing.TB, slapd *testenv.Slapd, o options) *server {
 	port := testenv.FreePort(t)
 	s.issuer = fmt.Sprintf("https://localhost:%d", port)
 	s.config = filepath.Join(s.dir, "tabard.yaml")
+	t.Cleanup(s.checkTrail)
 	s.write("bind-password", slapd.BindPassword+"\n")
 	s.write("headlamp-secret", "headlamp-secret-for-tests\n")
 	s.write("tabard-webhook-token", "webhook-token-for-tests\n")

@@ -71,7 +71,7 @@ type Store struct {
 // Tabard wrote it, and say what to do when the file is damaged.
 func Open(cfg Config) (*Store, error) {
 	cfg = cfg.withDefaults()
-	db, revision, err := openFile(cfg.Path)
+	db, last, err := openFile(cfg.Path)
 	if err != nil {
 		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
 	}
@@ -79,13 +79,13 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		cfg:    cfg,
 		db:     db,
-		hub:    newHub(revision, cfg.RetainEvents, cfg.RetainBytes),
+		hub:    newHub(last.revision, cfg.RetainEvents, cfg.RetainBytes),
 		queue:  make(chan *request, maxGroup),
 		commit: (*bbolt.Tx).Commit,
 		stop:   stop,
 		ended:  make(chan struct{}),
 	}
-	s.workers.Go(func() { s.commitLoop(ctx, revision) })
+	s.workers.Go(func() { s.commitLoop(ctx, last) })
 	s.workers.Go(func() { s.sweepLoop(ctx) })
 	return s, nil
 }

@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -85,7 +86,7 @@ func (s *Store) submit(ctx context.Context, r *request) (int64, error) {
 
 // commitLoop writes what is queued, all in one bbolt transaction, and again. It
 // never waits for a group to fill: while one is written the next one queues.
-func (s *Store) commitLoop(ctx context.Context, last int64) {
+func (s *Store) commitLoop(ctx context.Context, last digest) {
 	defer close(s.ended)
 	for {
 		select {
@@ -118,9 +119,9 @@ func (s *Store) collect(first *request) []*request {
 }
 
 // commitGroup writes reqs and answers them, watchers first, and returns the
-// store's revision.
-func (s *Store) commitGroup(reqs []*request, last int64) int64 {
-	g := &group{now: s.cfg.Now(), revision: last, answers: make([]answer, len(reqs))}
+// store's digest.
+func (s *Store) commitGroup(reqs []*request, last digest) digest {
+	g := &group{now: s.cfg.Now(), digest: last, answers: make([]answer, len(reqs))}
 	if err := s.write(g, reqs, last); err != nil {
 		for _, r := range reqs {
 			r.answer <- answer{err: err}
@@ -131,10 +132,10 @@ func (s *Store) commitGroup(reqs []*request, last int64) int64 {
 	for i, r := range reqs {
 		r.answer <- g.answers[i]
 	}
-	return g.revision
+	return g.digest
 }
 
-func (s *Store) write(g *group, reqs []*request, last int64) (err error) {
+func (s *Store) write(g *group, reqs []*request, last digest) (err error) {
 	if err := s.failed.Load(); err != nil {
 		return *err
 	}
@@ -154,14 +155,15 @@ func (s *Store) write(g *group, reqs []*request, last int64) (err error) {
 			return err
 		}
 	}
-	if g.revision == last {
+	if g.revision == last.revision {
 		return nil
 	}
-	if err := tx.Bucket(metaBucket).Put(revisionKey, number(g.revision)); err != nil {
+	meta := tx.Bucket(metaBucket)
+	if err := cmp.Or(meta.Put(revisionKey, number(g.revision)), meta.Put(digestKey, g.encode())); err != nil {
 		return err
 	}
 	if err := s.commit(tx); err != nil {
-		return s.commitFailed(last, err)
+		return s.commitFailed(last.revision, err)
 	}
 	return nil
 }
@@ -191,11 +193,11 @@ func (s *Store) fail(err error) error {
 
 // group is one bbolt transaction under way.
 type group struct {
-	records  *bbolt.Bucket
-	now      time.Time
-	revision int64      // after the Txns so far
-	changed  []revision // what they changed
-	answers  []answer
+	digest  // after the Txns so far
+	records *bbolt.Bucket
+	now     time.Time
+	changed []revision // what they changed
+	answers []answer
 }
 
 // apply does r on top of the Txns before it. The error is of the whole group;
@@ -230,14 +232,17 @@ func (g *group) apply(r *request) (answer, error) {
 // change makes one change; false if there was nothing to change.
 func (g *group) change(c change, number int64, sweep bool) (store.Event, bool, error) {
 	key := []byte(c.key)
+	was := g.records.Get(key)
 	if c.record != nil {
 		binary.BigEndian.PutUint64(c.record, uint64(number))
+		g.replace(key, was, c.record)
 		return store.Event{Entry: decode(c.key, c.record)}, true, g.records.Put(key, c.record)
 	}
-	old := decode(c.key, g.records.Get(key))
+	old := decode(c.key, was)
 	if old.Revision == 0 || sweep && live(old, g.now) {
 		return store.Event{}, false, nil
 	}
+	g.replace(key, was, nil)
 	event := store.Event{Entry: store.Entry{Key: c.key, Revision: number}, Delete: true}
 	return event, true, g.records.Delete(key)
 }

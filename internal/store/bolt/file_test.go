@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +83,7 @@ func badFiles() []badFile {
 		{"newer", setMeta(formatKey, format+1), store.ErrNewer, "run that version"},
 		{"empty", truncate(0), nil, "restore the last backup"},
 		{"one byte", truncate(1), errDamaged, "restore the last backup"},
+		{"a page and a bit", truncate(5_000), errDamaged, "restore the last backup"},
 		{"two pages", truncate(8192), errDamaged, "restore the last backup"},
 		{"four pages", truncate(4 * 4096), errDamaged, "restore the last backup"},
 		{"half", truncate(150_000), errDamaged, "restore the last backup"},
@@ -137,35 +139,165 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// TestOpenGarbled overwrites random pages: Open may find it out or not, but it must
-// not panic, nor hang.
-func TestOpenGarbled(t *testing.T) {
+// spoilers each damage a file, as disks and people do.
+func spoilers() map[string]func(*rand.Rand, []byte) []byte {
+	const page = 4096
+	at := func(rng *rand.Rand, file []byte) []byte { return file[page*rng.IntN(len(file)/page):][:page] }
+	return map[string]func(*rand.Rand, []byte) []byte{
+		"words in a page": func(rng *rand.Rand, file []byte) []byte {
+			p := at(rng, file)
+			for range 1 + rng.IntN(40) {
+				binary.BigEndian.PutUint16(p[rng.IntN(page-2):], uint16(rng.Uint32()))
+			}
+			return file
+		},
+		"one bit": func(rng *rand.Rand, file []byte) []byte {
+			at(rng, file)[rng.IntN(page)] ^= 1 << rng.IntN(8)
+			return file
+		},
+		"one bit of a page's head": func(rng *rand.Rand, file []byte) []byte {
+			at(rng, file)[rng.IntN(64)] ^= 1 << rng.IntN(8)
+			return file
+		},
+		"a page of zeros":   func(rng *rand.Rand, file []byte) []byte { clear(at(rng, file)); return file },
+		"a page of another": func(rng *rand.Rand, file []byte) []byte { copy(at(rng, file), at(rng, file)); return file },
+		"a page not written": func(rng *rand.Rand, file []byte) []byte {
+			copy(at(rng, file)[512*rng.IntN(8):], make([]byte, 512))
+			return file
+		},
+		"cut": func(rng *rand.Rand, file []byte) []byte { return file[:rng.IntN(len(file))] },
+		"cut and filled": func(rng *rand.Rand, file []byte) []byte {
+			clear(file[rng.IntN(len(file)):])
+			return file
+		},
+	}
+}
+
+// TestOpenSpoiled damages a file at random places. Open either says so and names the
+// way out, or what it reads is what was written: at the last Txn or, when that one's
+// root is gone, at the one before. It must not panic, nor hang.
+func TestOpenSpoiled(t *testing.T) {
 	path := filled(t)
+	s := openTest(t, Config{Path: path})
+	mustTxn(t, s, store.Op{Key: "a/0100", Delete: true}, op("a/0200", "y")) // leaves free pages
+	before := contents(t, s)
+	mustTxn(t, s, op("b/1", "z"))
+	after := contents(t, s)
+	mustClose(t, s)
 	whole, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	rng := rand.New(rand.NewPCG(1, 2))
-	refused := 0
-	for range 150 {
-		garbled := append([]byte(nil), whole[:400_000]...)
-		page := garbled[4096*rng.IntN(60):][:4096]
-		for range 1 + rng.IntN(40) {
-			binary.BigEndian.PutUint16(page[rng.IntN(len(page)-2):], uint16(rng.Uint32()))
-		}
-		path := filepath.Join(t.TempDir(), "tabard.db") // a refused file may stay locked
-		if err := os.WriteFile(path, garbled, 0o600); err != nil {
-			t.Fatal(err)
-		}
-		s, err := Open(Config{Path: path})
-		if err != nil {
-			refused++
-			continue
-		}
-		_ = s.Close()
+	edit(t, path, func(tx *bbolt.Tx) error { whole = whole[:tx.Size()]; return nil }) // what follows is not used yet
+	for name, spoil := range spoilers() {
+		t.Run(name, func(t *testing.T) {
+			rng := rand.New(rand.NewPCG(1, 2))
+			refused := 0
+			for round := range 40 {
+				path := filepath.Join(t.TempDir(), "tabard.db") // a refused file may stay locked
+				if err := os.WriteFile(path, spoil(rng, slices.Clone(whole)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				s, err := Open(Config{Path: path})
+				if err != nil {
+					if refused++; !strings.Contains(err.Error(), "tabard restore") || strings.Contains(err.Error(), "\n") {
+						t.Fatalf("round %d: it does not say what to do: %v", round, err)
+					}
+					continue
+				}
+				if got := contents(t, s); got != after && got != before {
+					t.Fatalf("round %d: it opened, and reads what was never written", round)
+				}
+				mustTxn(t, s, op("c/1", "on"))
+				mustClose(t, s)
+				mustClose(t, openTest(t, Config{Path: path}))
+			}
+			if refused == 0 {
+				t.Fatal("nothing was noticed")
+			}
+		})
 	}
-	if refused == 0 {
-		t.Fatal("nothing was noticed")
+}
+
+// contents is every record of s in one string.
+func contents(t *testing.T, s *Store) string {
+	t.Helper()
+	var b strings.Builder
+	rev, err := s.Dump(t.Context(), func(e store.Entry) error {
+		fmt.Fprintf(&b, "%q=%q@%d\n", e.Key, e.Value, e.Revision)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(b.String(), rev)
+}
+
+// TestFreePageInUse lists a page of records as free: the next write would take it.
+func TestFreePageInUse(t *testing.T) {
+	path := filled(t)
+	var inUse uint64
+	s := openTest(t, Config{Path: path})
+	mustTxn(t, s, store.Op{Key: "a/0500", Delete: true}) // frees pages
+	mustClose(t, s)
+	edit(t, path, func(tx *bbolt.Tx) error { inUse = uint64(tx.Bucket(recordsBucket).Root()); return nil })
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const page, head = 4096, 16
+	var newest, list uint64 // of the root that is in force: its number, and where its list is
+	for _, root := range [][]byte{file[head:], file[page+head:]} {
+		if n := binary.NativeEndian.Uint64(root[48:]); n >= newest {
+			newest, list = n, binary.NativeEndian.Uint64(root[32:])
+		}
+	}
+	binary.NativeEndian.PutUint64(file[list*page+head:], inUse)
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(Config{Path: path}); !errors.Is(err, errDamaged) || !strings.Contains(err.Error(), "is in use and listed as free") {
+		t.Fatal(err)
+	}
+}
+
+// TestDigest opens a store that an older Tabard wrote to, which knows no digest, and
+// one whose digest is wrong.
+func TestDigest(t *testing.T) {
+	path := filled(t)
+	edit(t, path, func(tx *bbolt.Tx) error { return tx.Bucket(metaBucket).Delete(digestKey) })
+	s := openTest(t, Config{Path: path})
+	rev := mustTxn(t, s, op("a/0001", "x"))
+	mustClose(t, s)
+	var written []byte
+	edit(t, path, func(tx *bbolt.Tx) error { // as the older one leaves it behind
+		written = slices.Clone(tx.Bucket(metaBucket).Get(digestKey))
+		return errors.Join(tx.Bucket(metaBucket).Put(revisionKey, number(rev+1)), tx.Bucket(recordsBucket).Put([]byte("a/2"), append(number(rev+1), number(0)...)))
+	})
+	s = openTest(t, Config{Path: path})
+	if _, err := s.Get(t.Context(), "a/2"); err != nil {
+		t.Fatal(err)
+	}
+	mustTxn(t, s, store.Op{Key: "a/2", Delete: true})
+	mustClose(t, s)
+	openClose := func() error {
+		s, err := Open(Config{Path: path})
+		if err == nil {
+			err = s.Close()
+		}
+		return err
+	}
+	if err := openClose(); err != nil {
+		t.Fatal(err)
+	}
+	edit(t, path, func(tx *bbolt.Tx) error {
+		now := slices.Clone(tx.Bucket(metaBucket).Get(digestKey))
+		copy(now[8:], written[8:])
+		now[len(now)-1]++
+		return tx.Bucket(metaBucket).Put(digestKey, now)
+	})
+	if err := openClose(); !errors.Is(err, errDamaged) {
+		t.Fatal(err)
 	}
 }
 

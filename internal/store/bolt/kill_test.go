@@ -2,6 +2,7 @@ package bolt
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/tabard-id/tabard/internal/store"
 )
@@ -21,20 +23,54 @@ import (
 const childWriters = 6
 
 // child writes to the store at path until it is killed, and prints each write that
-// was acknowledged: "pair W N", "gone W N" or "count". It is the test binary, run
-// again.
+// was acknowledged: "pair W N", "gone W N", "brief N" or "count". Meanwhile the sweep
+// deletes what has expired, and the store is read as a backup reads it. It is the test
+// binary, run again.
 func child(path string) {
-	s, err := Open(Config{Path: path})
+	s, err := Open(Config{Path: path, SweepInterval: 5 * time.Millisecond})
 	if err != nil {
 		fmt.Println("error", err)
 		os.Exit(1)
 	}
 	fmt.Println("open")
+	go childDumper(s)
+	go childBrief(s)
 	var wg sync.WaitGroup
 	for w := range childWriters {
 		wg.Go(func() { childWriter(s, w) })
 	}
 	wg.Wait()
+}
+
+// childDumper reads the whole store again and again: both halves of each pair are as
+// of one moment.
+func childDumper(s *Store) {
+	for {
+		left := map[string]string{}
+		_, err := s.Dump(context.Background(), func(e store.Entry) error {
+			if w, ok := strings.CutPrefix(e.Key, "left/"); ok {
+				left[w] = string(e.Value)
+			}
+			if w, ok := strings.CutPrefix(e.Key, "right/"); ok && left[w] != string(e.Value) {
+				return fmt.Errorf("pair %s is torn: %s and %s", w, left[w], e.Value)
+			}
+			return nil
+		})
+		if err != nil {
+			fmt.Println("error", err)
+			os.Exit(1)
+		}
+	}
+}
+
+// childBrief writes entries that expire at once, and some that do not for an hour.
+func childBrief(s *Store) {
+	for n := 0; ; n++ {
+		now := time.Now()
+		say(fmt.Sprintf("brief %d", n), s, nil,
+			store.Op{Key: fmt.Sprintf("brief/%d.%d", os.Getpid(), n), Expires: now.Add(time.Millisecond)},
+			store.Op{Key: fmt.Sprintf("hour/%d.%d", os.Getpid(), n%50), Value: []byte(strconv.Itoa(n)), Expires: now.Add(time.Hour)})
+	}
 }
 
 func childWriter(s *Store, w int) {
@@ -73,9 +109,10 @@ type acknowledged struct {
 	pair  [childWriters]int
 	gone  map[string]bool
 	count int
+	brief map[string]int // by process and slot
 }
 
-func (a *acknowledged) hear(t *testing.T, line string) {
+func (a *acknowledged) hear(t *testing.T, pid int, line string) {
 	f := strings.Fields(line)
 	switch f[0] {
 	case "open":
@@ -87,25 +124,33 @@ func (a *acknowledged) hear(t *testing.T, line string) {
 	case "gone":
 		n, _ := strconv.Atoi(f[2])
 		a.gone[fmt.Sprintf("temp/%s.%d", f[1], n-1)] = true
+	case "brief":
+		n, _ := strconv.Atoi(f[1])
+		a.brief[fmt.Sprintf("hour/%d.%d", pid, n%50)] = n
 	default:
 		t.Fatalf("the child says %q", line)
 	}
 }
 
-// TestKill kills a writing process 20 times at random moments. Whatever it had
-// acknowledged is there when the store is opened again, and no Txn is there in part.
+// TestKill kills a process at random moments, 50 times or TABARD_SOAK_KILLS, while it
+// writes, deletes, lets expire and is backed up. Whatever it had acknowledged is there
+// when the store is opened again, and no Txn is there in part.
 func TestKill(t *testing.T) {
+	rounds, err := strconv.Atoi(cmp.Or(os.Getenv("TABARD_SOAK_KILLS"), "50"))
+	if err != nil {
+		t.Fatalf("TABARD_SOAK_KILLS: %v", err)
+	}
 	path := filepath.Join(t.TempDir(), "tabard.db")
 	rng := rand.New(rand.NewPCG(2026, 2))
-	a := &acknowledged{gone: map[string]bool{}}
-	for round := range 20 {
+	a := &acknowledged{gone: map[string]bool{}, brief: map[string]int{}}
+	for round := range rounds {
 		killAfter(t, path, 1+rng.IntN(400), a)
 		a.check(t, path)
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
 		}
 	}
-	if a.count == 0 || len(a.gone) == 0 {
+	if a.count == 0 || len(a.gone) == 0 || len(a.brief) == 0 {
 		t.Fatalf("the rounds did too little: %+v", a)
 	}
 }
@@ -126,7 +171,7 @@ func killAfter(t *testing.T, path string, n int, a *acknowledged) {
 	}
 	lines := bufio.NewScanner(out)
 	for i := 0; lines.Scan(); i++ {
-		a.hear(t, lines.Text())
+		a.hear(t, cmd.Process.Pid, lines.Text())
 		if i == n {
 			_ = cmd.Process.Signal(syscall.SIGKILL)
 		}
@@ -162,6 +207,11 @@ func (a *acknowledged) check(t *testing.T, path string) {
 	for key := range a.gone {
 		if _, err := s.Get(t.Context(), key); !errors.Is(err, store.ErrNotFound) {
 			t.Errorf("%s is back: %v", key, err)
+		}
+	}
+	for key, want := range a.brief {
+		if got, _ := read(key); got < want {
+			t.Errorf("lost: %s is %d, acknowledged was %d", key, got, want)
 		}
 	}
 	count, _ := read("count/1")

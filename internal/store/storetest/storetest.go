@@ -31,6 +31,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		"expiry":              testExpiry,
 		"sweep":               testSweep,
 		"counter":             testCounter,
+		"lease":               testLease,
 		"dump":                testDump,
 		"dump is one moment":  testDumpOneMoment,
 		"dump ends early":     testDumpEnds,
