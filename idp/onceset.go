@@ -25,3 +25,11 @@ func (o *onceSet) first(name string) bool {
 	o.now[name] = true
 	return !known
 }
+
+// forget makes name new again.
+func (o *onceSet) forget(name string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.now, name)
+	delete(o.old, name)
+}

@@ -159,6 +159,7 @@ func (r *Reviewer) told(ctx context.Context, c idClaims, err error) error {
 	e := audit.Event{Act: "token.review", Outcome: audit.Denied, Reason: err.Error(), Who: c.Subject, Session: c.SessionID,
 		JTI: c.ID, Client: c.AuthorizedParty, Cluster: r.client.Cluster, Soon: true}
 	if lost := r.s.record(ctx, e, nil); lost != nil {
+		r.s.refusals.forget(c.ID)
 		return lost
 	}
 	return err

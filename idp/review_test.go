@@ -302,6 +302,12 @@ func TestReviewKnowsNothing(t *testing.T) {
 	if _, _, err := h.review(prod, tokens.IDToken, nil); err == nil || errors.Is(err, ErrRefused) {
 		t.Errorf("trail trouble: %v", err)
 	}
+	h.trail.down = nil
+	_, _, err := h.review(prod, tokens.IDToken, nil)
+	wantErr(t, err, ErrRefused)
+	if said := h.trail.said("token.review"); len(said) != 1 { // not lost for the trouble before
+		t.Errorf("the trail says %q", said)
+	}
 }
 
 func TestOnceSet(t *testing.T) {
