@@ -23,7 +23,11 @@ const (
 	searchTime   = 10 * time.Second // of one search; then it can be gone on with
 	auditPerPage = 50
 	maxAuditPage = 1000
+	maxAuditSize = 1 << 20 // bytes of a page, but for its last record
 )
+
+// errPageFull ends a search whose page is as large as it may be.
+var errPageFull = errors.New("the page is full")
 
 var (
 	errAuditBusy = &fault{Status: 429, Title: "You are searching already", Detail: "One search at a time. Wait until the other one is done.", RetryAfter: int(searchTime / time.Second)}
@@ -136,11 +140,18 @@ func (a *Auditor) find(ctx context.Context, q audit.Query) (api.AuditPage, error
 	searching, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	page := api.AuditPage{Events: []api.AuditEvent{}}
+	size := 0
 	next, err := a.trail.Search(searching, q, func(e audit.Event) error {
 		page.Events = append(page.Events, AuditEvent(e))
+		if size += sizeOf(e); size > maxAuditSize {
+			return errPageFull
+		}
 		return nil
 	})
 	page.Next = next
+	if errors.Is(err, errPageFull) {
+		err = nil
+	}
 	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && next != "" {
 		page.Incomplete, err = true, nil
 	}
@@ -148,6 +159,15 @@ func (a *Auditor) find(ctx context.Context, q audit.Query) (api.AuditPage, error
 		err = badParam("cursor", "is not one that a search gave")
 	}
 	return page, err
+}
+
+// sizeOf is about how many bytes e takes in JSON.
+func sizeOf(e audit.Event) int {
+	n := 300 + len(e.On) + len(e.Reason) + len(e.UserAgent) + len(e.Name)
+	for k, v := range e.Detail {
+		n += len(k) + len(v)
+	}
+	return n
 }
 
 func (a *Auditor) begin(who string) bool {

@@ -124,6 +124,36 @@ func TestAuditAPIPages(t *testing.T) {
 	}
 }
 
+// A page of large records is shorter than was asked for, and goes on.
+func TestAuditAPISize(t *testing.T) {
+	h := newHouse(t)
+	detail := map[string]string{}
+	for i := range 30 {
+		detail[fmt.Sprint(i)] = strings.Repeat("x", 1000)
+	}
+	var events []audit.Event
+	for range 100 {
+		events = append(events, audit.Event{Act: "large", Outcome: audit.Done, Detail: detail})
+	}
+	searchable(t, h, events...)
+	b, found := h.as("carol"), 0
+	for q := (url.Values{"act": {"large"}, "limit": {"1000"}}); ; {
+		got := b.get("/api/v1/audit?" + q.Encode())
+		var page api.AuditPage
+		must(t, json.Unmarshal([]byte(got.body), &page))
+		if found += len(page.Events); page.Next == "" {
+			break
+		}
+		if n := len(got.body); n < maxAuditSize/2 || n > 2*maxAuditSize {
+			t.Errorf("a page of %d bytes", n)
+		}
+		q.Set("cursor", page.Next)
+	}
+	if found != 100 {
+		t.Errorf("found %d", found)
+	}
+}
+
 // TestAuditOneSearchAtATime: each administrator has one, others are not kept waiting.
 func TestAuditOneSearchAtATime(t *testing.T) {
 	h := newHouse(t)
@@ -212,7 +242,7 @@ func TestChromiumAudit(t *testing.T) {
 	b := testenv.Chromium(t)
 	b.SetJavaScript(false)
 	for _, width := range []int{1280, 390} {
-		b.SetViewport(width, 900, width < 600, false)
+		b.SetViewport(width, 900, width < 600, width < 600)
 		b.Navigate(h.URL + "/audit?person=alice")
 		if width == 1280 {
 			b.Type("#username", "carol")

@@ -56,7 +56,7 @@ func (a *apiServer) getBackup(w http.ResponseWriter, r *http.Request) {
 		case a.backups == nil:
 			return errNoBackup
 		case r.Method != http.MethodGet: // HEAD would make one for nothing
-			return &fault{Status: 405, Title: http.StatusText(405), Detail: "Ask with GET."}
+			return &fault{Status: http.StatusMethodNotAllowed, Title: http.StatusText(http.StatusMethodNotAllowed), Detail: "Ask with GET."}
 		case r.Header.Get("Authorization") == "":
 			if _, err := r.Cookie(idp.SessionCookie); err == nil {
 				return errBackupToken

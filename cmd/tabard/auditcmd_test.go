@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tabard-id/tabard/internal/api"
 	"github.com/tabard-id/tabard/internal/audit"
@@ -107,5 +108,46 @@ func TestAuditSearchFiles(t *testing.T) {
 		if code, _, stderr := command(t, append([]string{"audit", "search", "--config", path}, wrong...)...); code != exitUsage {
 			t.Errorf("%q: exit %d %s", wrong, code, stderr)
 		}
+	}
+}
+
+func TestDoctorTrail(t *testing.T) {
+	path := writeConfig(t, strings.Replace(minimal, "admins:", "audit: {dir: trail, sinks: [{name: copy, file: {path: copy}}, {name: late, file: {path: no/copy}}]}\nadmins:", 1))
+	cfg := someTrail(t, path)
+	examine := func() string {
+		d := &doctor{cfg: cfg}
+		d.trail()
+		return check(d.findings, "audit")
+	}
+	if got := examine(); !strings.HasPrefix(got, "ok: ") {
+		t.Errorf("got %s", got) // the records are seconds old
+	}
+	old := cfg.Audit
+	old.Now = func() time.Time { return time.Now().Add(-time.Hour) }
+	old.Dir = filepath.Join(t.TempDir(), "trail")
+	log, err := audit.Open(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	log, err = audit.Open(old)
+	if err == nil {
+		err = log.Append(t.Context(), audit.Event{Act: "x", Outcome: audit.Done})
+	}
+	if err == nil {
+		err = log.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.Audit.Dir = old.Dir
+	if got := examine(); !strings.Contains(got, "warn: sink copy lacks 2 records") || !strings.Contains(got, "sink late lacks 2 records") {
+		t.Errorf("got %s", got)
+	}
+	cfg.Audit.Dir = filepath.Join(t.TempDir(), "none")
+	if got := examine(); !strings.Contains(got, "does not exist yet") {
+		t.Errorf("got %s", got)
 	}
 }

@@ -138,7 +138,7 @@ func onStore(cmd *cobra.Command, path string, do func(context.Context, *foundati
 	log.SetOutput(cmd.ErrOrStderr())
 	log.SetLevel(logrus.ErrorLevel)
 	f, err := openAsIs(cmd.Context(), cfg, log)
-	if errors.Is(err, store.ErrInUse) {
+	if errors.Is(err, store.ErrInUse) || errors.Is(err, audit.ErrInUse) { // with etcd, the trail alone
 		return errors.New("the server has the store open: stop it; a backup can also be made through it, without --config")
 	}
 	if err != nil {

@@ -190,6 +190,23 @@ func TestNewerStore(t *testing.T) {
 	says(t, told(t, "", exitFailed, "restore", "--check", file), "its records have format 99")
 }
 
+// TestMoveByCommand moves a store from bbolt to a real etcd by the commands alone, and
+// finds that a server runs on it by the trail.
+func TestMoveByCommand(t *testing.T) {
+	e := testenv.StartEtcd(t)
+	config, _ := offlineStore(t)
+	told(t, "", exitDone, "groups", "create", "platform", "--config", config)
+	file := filepath.Join(t.TempDir(), "b")
+	told(t, "", exitDone, "backup", "--config", config, file)
+	s := start(t, strings.Replace(served, "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: ['"+e.Endpoint+"'], prefix: /other/}}\naudit: {dir: audit}", 1)+deadDirectory)
+	says(t, told(t, "", exitFailed, "restore", "--config", s.path, file), "stop it")
+	s.end(t)
+	says(t, told(t, "", exitFailed, "restore", "--config", s.path, file), "the store is not empty")
+	s.configure(t, strings.Replace(served, "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: ['"+e.Endpoint+"']}}\naudit: {dir: audit}", 1)+deadDirectory)
+	says(t, told(t, "", exitDone, "restore", "--config", s.path, file), "restored and compared")
+	says(t, told(t, "", exitDone, "groups", "list", "--config", s.path), "platform")
+}
+
 // TestKeepCopy checks the copy that is made before a migration.
 func TestKeepCopy(t *testing.T) {
 	dir := t.TempDir()

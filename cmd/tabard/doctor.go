@@ -99,6 +99,7 @@ func (d *doctor) examine(ctx context.Context, path string) {
 	}
 	d.certificate()
 	running := d.store(ctx)
+	d.trail()
 	for _, c := range cfg.Directories {
 		d.directory(ctx, c)
 	}

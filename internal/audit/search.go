@@ -48,9 +48,9 @@ type Query struct {
 
 // Search calls fn for each record of the chains in dirs that q describes, newest first:
 // each chain in its own order, the chains merged by time. It returns the cursor to go
-// on with, "" when there is nothing older. The cursor is good too beside an error
-// of ctx: it goes on from where time ran out. Records that are no longer whole
-// are passed over: Verify finds those.
+// on with, "" when there is nothing older. The cursor is good too beside an error of
+// ctx or fn: it goes on from where time ran out, or behind the record that fn was given
+// last. Records that are no longer whole are passed over: Verify finds those.
 func Search(ctx context.Context, dirs []string, q Query, fn func(Event) error) (cursor string, err error) {
 	chains, err := chainsIn(dirs)
 	if err != nil {
@@ -77,11 +77,7 @@ func Search(ctx context.Context, dirs []string, q Query, fn func(Event) error) (
 		streams = append(streams, s)
 	}
 	if err := merge(streams, q.Limit, fn); err != nil {
-		err = fmt.Errorf("search audit log: %w", err)
-		if ctx.Err() == nil {
-			return "", err
-		}
-		return cursorOf(streams), err
+		return cursorOf(streams), fmt.Errorf("search audit log: %w", err)
 	}
 	return cursorOf(streams), nil
 }

@@ -227,8 +227,12 @@ func TestSearchEnds(t *testing.T) {
 	}
 	mustClose(t, l)
 	mine := errors.New("enough")
-	if _, err := Search(t.Context(), []string{dir}, Query{}, func(Event) error { return mine }); !errors.Is(err, mine) {
+	cursor, err := Search(t.Context(), []string{dir}, Query{}, func(Event) error { return mine })
+	if !errors.Is(err, mine) {
 		t.Fatal(err)
+	}
+	if next := searchAll(t, []string{dir}, Query{Cursor: cursor})[0]; next.Seq != 2_999 {
+		t.Fatalf("it goes on with %d", next.Seq)
 	}
 	var seqs []uint64
 	q := Query{}

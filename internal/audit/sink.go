@@ -429,3 +429,67 @@ func (c writerCarrier) deliver(_ context.Context, lines [][]byte) error {
 }
 
 func (writerCarrier) close() {}
+
+// Lag is how far a sink is behind the trail, as of when its position was written last,
+// seconds ago where the server runs.
+type Lag struct {
+	Sink    string
+	Records uint64    // that it does not have
+	Since   time.Time // of the oldest of them
+}
+
+// Behind tells of each sink of cfg how far it is behind, from the files alone. An error
+// is fs.ErrNotExist where there is no trail yet.
+func Behind(cfg Config) ([]Lag, error) {
+	cfg.setDefaults()
+	last, err := newest(cfg.chainDir())
+	if err != nil {
+		return nil, fmt.Errorf("read the trail: %w", err)
+	}
+	var all []Lag
+	for _, s := range cfg.Sinks {
+		at, err := readPosition(filepath.Join(cfg.chainDir(), "sink-"+s.Name+".json"))
+		if err != nil {
+			return nil, err
+		}
+		lag := Lag{Sink: s.Name, Records: last - min(at, last)}
+		if lag.Records > 0 {
+			if lag.Since, err = timeOf(cfg.chainDir(), at+1, last); err != nil {
+				return nil, fmt.Errorf("sink %s: %w", s.Name, err)
+			}
+		}
+		all = append(all, lag)
+	}
+	return all, nil
+}
+
+// newest is the seq of the last record in dir, 0 where there is none.
+func newest(dir string) (last uint64, err error) {
+	files, err := list(dir)
+	if err != nil {
+		return 0, err
+	}
+	for _, f := range files[max(0, len(files)-2):] { // the last may be empty
+		line, err := lastLine(f.path)
+		if err != nil {
+			return 0, err
+		}
+		if seq, ok := seqOf(line); ok {
+			last = seq
+		}
+	}
+	return last, nil
+}
+
+// timeOf is the time of the first record from seq to last that is there.
+func timeOf(dir string, seq, last uint64) (time.Time, error) {
+	r := follower{dir: dir}
+	defer r.close()
+	lines, _, err := r.batch(seq, last, 1)
+	if err != nil || len(lines) == 0 {
+		return time.Time{}, err
+	}
+	var e Event
+	err = json.Unmarshal(lines[0], &e)
+	return e.Time, err
+}

@@ -389,3 +389,23 @@ func TestSize(t *testing.T) {
 		}
 	}
 }
+
+// TestSinkDiskFull: a full disk elsewhere stops neither the trail nor the other sinks.
+func TestSinkDiskFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "copy")
+	cfg := sinkConfig(t, SinkConfig{Name: "full", File: &FileConfig{"/dev/full"}}, SinkConfig{Name: "copy", File: &FileConfig{path}})
+	l := openSigned(t, cfg)
+	for range 30 {
+		mustAppend(t, l, "x")
+	}
+	mustClose(t, l)
+	copyOf(t, path).check(t, cfg.Dir)
+	behind, err := Behind(cfg)
+	if err != nil || len(behind) != 2 || behind[1].Records != 0 || behind[0].Records != l.tail.seq || time.Since(behind[0].Since) > time.Minute {
+		t.Fatalf("%+v, %v", behind, err)
+	}
+	cfg.Dir += "/no"
+	if _, err := Behind(cfg); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+}

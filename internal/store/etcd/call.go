@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -119,13 +120,18 @@ func (s *Store) explain(ctx context.Context, err error) error {
 		return fmt.Errorf("etcd wants a user: set store.etcd.username and passwordFile, or a certificate with the user's name: %w", known)
 	case errors.Is(known, rpctypes.ErrPermissionDenied):
 		return fmt.Errorf("etcd's user (store.etcd.username, or the name in the certificate) may not do this: grant it readwrite on the prefix %s (etcdctl role grant-permission --prefix=true ROLE readwrite %s): %w", s.cfg.Prefix, s.cfg.Prefix, known)
-	case errors.Is(known, rpctypes.ErrRequestTooLarge), errors.Is(known, rpctypes.ErrTooManyOps):
+	case errors.Is(known, rpctypes.ErrRequestTooLarge), errors.Is(known, rpctypes.ErrTooManyOps), tooLarge(err):
 		return fmt.Errorf("etcd takes less than its defaults: set its --max-request-bytes to 1572864 and --max-txn-ops to 128 or more: %w: %w", store.ErrTooLarge, known)
 	}
 	if ended := context.Cause(ctx); ended != nil && status.Code(err) != codes.OutOfRange {
 		return fmt.Errorf("no answer from etcd: %w: %s", ended, rpctypes.ErrorDesc(err))
 	}
 	return known
+}
+
+// tooLarge says whether a message was over gRPC's own limit, here or at the member.
+func tooLarge(err error) bool {
+	return status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max")
 }
 
 // sending notes whether a Txn has gone out to a member.

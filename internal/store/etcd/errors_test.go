@@ -149,7 +149,7 @@ func TestLimits(t *testing.T) {
 	for i := range 20 {
 		many = append(many, op(fmt.Sprintf("a/%d", i), ""))
 	}
-	for _, ops := range [][]store.Op{{op("a/1", strings.Repeat("x", 100_000))}, many} {
+	for _, ops := range [][]store.Op{{op("a/1", strings.Repeat("x", 100_000))}, {op("a/1", strings.Repeat("x", 900_000))}, many} {
 		_, err := s.Txn(t.Context(), nil, ops)
 		if !errors.Is(err, store.ErrTooLarge) || errors.Is(err, store.ErrUnknown) || !strings.Contains(err.Error(), "--max-txn-ops") {
 			t.Errorf("%d changes: %v", len(ops), err)
@@ -258,11 +258,19 @@ func TestTokenExpires(t *testing.T) {
 func TestCloseEndsReads(t *testing.T) {
 	t.Parallel()
 	s := openTest(t, Config{Endpoints: []string{testenv.StartEtcd(t).Endpoint}})
-	mustTxn(t, s, op("a/1", ""), op("a/2", ""))
+	var ops []store.Op
+	for i := range store.MaxOps {
+		ops = append(ops, op(fmt.Sprintf("a/%d", i), ""))
+	}
+	mustTxn(t, s, ops...)
 	closed := make(chan error, 1)
+	calls := 0
 	_, err := s.Dump(t.Context(), func(store.Entry) error {
-		go func() { closed <- s.Close() }()
-		<-s.ctx.Done()
+		if calls++; calls == 1 {
+			go func() { closed <- s.Close() }()
+			<-s.ctx.Done()
+		}
+		time.Sleep(50 * time.Millisecond) // a hundred times, if it does not end
 		return nil
 	})
 	if !errors.Is(err, store.ErrClosed) {

@@ -18,8 +18,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/tabard-id/tabard/internal/store"
 )
@@ -276,7 +274,7 @@ func (s *Store) scan(ctx context.Context, prefix, from string, page int, fn func
 	}
 	for size := int64(min(page, pageSize)); ; {
 		resp, err := s.read(ctx, &pb.RangeRequest{Key: []byte(key), RangeEnd: []byte(end), Limit: size, Revision: revision})
-		if status.Code(err) == codes.ResourceExhausted && size > 1 {
+		if tooLarge(err) && size > 1 {
 			size /= 2 // the answer is over maxAnswer
 			continue
 		}

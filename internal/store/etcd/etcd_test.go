@@ -252,6 +252,30 @@ func TestFarBehind(t *testing.T) {
 	}
 }
 
+// TestLargePages lists and dumps more than one answer may hold.
+func TestLargePages(t *testing.T) {
+	t.Parallel()
+	s := openTest(t, Config{Endpoints: []string{testenv.StartEtcd(t).Endpoint}})
+	const n = 100
+	for i := range n {
+		mustTxn(t, s, op(fmt.Sprintf("a/%02d", i), strings.Repeat("x", 900_000)))
+	}
+	entries, _, err := s.List(t.Context(), "a/", "", store.MaxList)
+	if err != nil || len(entries) != n {
+		t.Fatal(len(entries), err)
+	}
+	dumped := 0
+	if _, err := s.Dump(t.Context(), func(e store.Entry) error {
+		if e.Key != entries[dumped].Key || len(e.Value) != 900_000 {
+			t.Fatal(e.Key)
+		}
+		dumped++
+		return nil
+	}); err != nil || dumped != n {
+		t.Fatal(dumped, err)
+	}
+}
+
 // TestCompacted compacts away what a reader wants to go on from, and what a live watch
 // has had.
 func TestCompacted(t *testing.T) {

@@ -163,6 +163,7 @@ func (s *storm) strike(rng *rand.Rand) {
 	}
 	for _, i := range order {
 		leader := s.cluster.Leader(s.t)
+		s.t.Logf("%s: %s", time.Now().UTC().Format(time.TimeOnly), faults[i].name)
 		heal := faults[i].strike(s.cluster, leader, (leader+1+rng.IntN(2))%3)
 		lasts := time.Duration(500+rng.IntN(1500)) * time.Millisecond
 		if faults[i].long {

@@ -206,7 +206,7 @@ func (s *Store) commit(ctx context.Context, req *pb.TxnRequest, ops []store.Op) 
 // refused says whether err means that etcd did not even try.
 func refused(err error) bool {
 	known := rpctypes.Error(err)
-	if errors.Is(known, rpctypes.ErrNoLeader) || errors.Is(known, rpctypes.ErrTooManyRequests) {
+	if errors.Is(known, rpctypes.ErrNoLeader) || errors.Is(known, rpctypes.ErrTooManyRequests) || tooLarge(err) {
 		return true
 	}
 	switch status.Code(err) {

@@ -19,14 +19,17 @@ import (
 
 const (
 	staleAfter    = 4 * time.Second        // a watch that is behind for longer is closed
+	silentAfter   = 800 * time.Millisecond // a member that does not say how far it is is left for another
 	batchEvents   = 1_000                  // a Batch ends with the revision that reaches this
 	progressEvery = 200 * time.Millisecond // how often a member is asked how far it is, while that is of interest
 )
 
-// Why a watch ends for good; what else goes wrong is tried again.
+// Why a watch ends for good, but for the last; what else goes wrong is tried again.
 var (
 	errStale = errors.New("no sign that the watch is up to date")
 	errEra   = errors.New("etcd was set back to an older revision")
+
+	errSilent = errors.New("the member does not answer") // another one may
 )
 
 // Watch implements store.Store. Each watch is a stream of its own to one member. Its
@@ -73,6 +76,7 @@ type watcher struct {
 	fresh   time.Time // when that was everything there was
 	era     int
 	want    beat          // to be reached, unless its revision is 0
+	heard   time.Time     // when the member has said something, or was first asked
 	held    []store.Event // of a revision that may not be whole yet
 
 	queue         []store.Batch // for the reader
@@ -117,9 +121,8 @@ func (w *watcher) session(ctx context.Context) error {
 	defer tick.Stop()
 	var sender pb.Watch_WatchClient // nil until it is open
 	last, beats := w.s.pulse.last()
-	if last.at.After(w.fresh) {
-		w.want = last
-	}
+	w.heard = time.Now()
+	w.expect(last)
 	for {
 		out, next, answers := w.ready(st.answers)
 		select {
@@ -133,7 +136,8 @@ func (w *watcher) session(ctx context.Context) error {
 			}
 			continue
 		case <-beats:
-			w.want, beats = w.s.pulse.last()
+			last, beats = w.s.pulse.last()
+			w.expect(last)
 		case <-tick.C:
 		case err := <-st.failed:
 			return err
@@ -146,16 +150,31 @@ func (w *watcher) session(ctx context.Context) error {
 	}
 }
 
-// ready returns the channels to wait for: nothing is read from etcd while too much
-// waits for the reader.
+// ready returns the channels to wait for.
 func (w *watcher) ready(answers chan *pb.WatchResponse) (out chan<- store.Batch, next store.Batch, in <-chan *pb.WatchResponse) {
 	if len(w.queue) > 0 {
 		out, next = w.out, w.queue[0]
 	}
-	if w.events < w.s.cfg.RetainEvents && w.bytes < w.s.cfg.RetainBytes {
+	if !w.full() {
 		in = answers
 	}
 	return out, next, in
+}
+
+// full says whether so much waits for the reader that nothing is read from etcd.
+func (w *watcher) full() bool {
+	return w.events >= w.s.cfg.RetainEvents || w.bytes >= w.s.cfg.RetainBytes
+}
+
+// expect wants the watch to reach what was written up to a beat.
+func (w *watcher) expect(b beat) {
+	if !b.at.After(w.fresh) {
+		return // shown already
+	}
+	if w.want.revision == 0 {
+		w.heard = time.Now()
+	}
+	w.want = b
 }
 
 // check ends a watch that is behind for too long, and asks how far the member is
@@ -168,7 +187,13 @@ func (w *watcher) check(sender pb.Watch_WatchClient) error {
 	if time.Since(w.fresh) > staleAfter {
 		return errStale
 	}
-	if w.want.revision == 0 || sender == nil {
+	if w.want.revision == 0 {
+		return nil
+	}
+	if time.Since(w.heard) > silentAfter && !w.full() {
+		return errSilent
+	}
+	if sender == nil {
 		return nil
 	}
 	return sender.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
@@ -190,6 +215,7 @@ func (w *watcher) alive() {
 
 // take takes an answer of the stream.
 func (w *watcher) take(a *pb.WatchResponse) error {
+	w.heard = time.Now()
 	switch {
 	case a.CompactRevision != 0:
 		return store.ErrCompacted
