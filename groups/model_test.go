@@ -4,7 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"sync"
+	"slices"
+	"sort"
 	"testing"
 	"time"
 
@@ -13,182 +14,340 @@ import (
 	"github.com/tabard-id/tabard/internal/store/bolt"
 )
 
-// model is what groups should be: for each the members, with their reasons.
-type model map[string]map[memberRef]Member
+// model is what the groups should be, the plain way: groups by an id of the model's
+// own, members by kind and id, those that are groups by the model's id.
+type model struct {
+	groups map[int]*modelGroup
+	last   int
+}
 
-// TestModel does random things to a Service and to a model of it, opening the store
-// anew at times, and compares.
+type modelGroup struct {
+	name    string
+	owners  []string // subs
+	members map[Ref]Member
+}
+
+func (m *model) named(name string) (int, *modelGroup) {
+	for id, g := range m.groups {
+		if g.name == name {
+			return id, g
+		}
+	}
+	return 0, nil
+}
+
+func groupRef(id int) Ref { return Ref{Kind: KindGroup, ID: fmt.Sprint(id)} }
+
+// below reports whether a group is another, or beneath it.
+func (m *model) below(low, high int) bool {
+	if low == high {
+		return true
+	}
+	for id, g := range m.groups {
+		if _, in := g.members[groupRef(low)]; in && m.below(id, high) {
+			return true
+		}
+	}
+	return false
+}
+
+// may is whether an actor may do what needs a right: "see", "members" or "admin".
+func (m *model) may(a Actor, id int, right string) bool {
+	if a.Operator {
+		return true
+	}
+	g := m.groups[id]
+	owns := slices.Contains(g.owners, a.Sub)
+	if top, _ := m.named("operators"); top != 0 && right == "members" && m.below(id, top) {
+		return false
+	}
+	return right != "admin" && owns
+}
+
+// end is when the last path from a person into a group ends; ok where none counts.
+func (m *model) end(who Ref, in int, now time.Time, passed []int) (end time.Time, ok bool) {
+	if slices.Contains(passed, in) {
+		return end, false
+	}
+	for ref, member := range m.groups[in].members {
+		if !member.CountsAt(now) {
+			continue
+		}
+		e := member.End
+		if ref.Kind == KindGroup {
+			var id int
+			fmt.Sscan(ref.ID, &id)
+			below, counts := m.end(who, id, now, append(passed, in))
+			if !counts {
+				continue
+			}
+			if e.IsZero() || !below.IsZero() && below.Before(e) {
+				e = below
+			}
+		} else if ref != who {
+			continue
+		}
+		if !ok || e.IsZero() || !end.IsZero() && e.After(end) {
+			end = e
+		}
+		ok = true
+	}
+	return end, ok
+}
+
+// rig is a Service and the model of it.
+type rig struct {
+	h *house
+	m *model
+}
+
+var (
+	modelNames  = rapid.SampledFrom([]string{"a", "a b", "ab", "operators", "zoë"})
+	modelActors = rapid.SampledFrom([]Actor{{Operator: true}, {Operator: true}, {Sub: "corp.1"}, {Sub: "corp.2"}})
+	modelPeople = rapid.SampledFrom([]Ref{{Kind: KindPerson, ID: "corp.1"}, {Kind: KindPerson, ID: "corp.2/3"}, {Kind: KindDirectoryGroup, ID: "corp:a/b"}})
+	modelNow    = time.Now()
+	modelTimes  = rapid.SampledFrom([]time.Time{{}, {}, modelNow.AddDate(1, 0, 0).UTC().Truncate(time.Second), modelNow.AddDate(2, 0, 0).UTC().Truncate(time.Second), modelNow.AddDate(3, 0, 0).UTC().Truncate(time.Second)})
+)
+
+// fault makes the next write fail before or after it, or not at all, and reports
+// whether what comes is to be in the model in spite of the error.
+func (r *rig) fault(rt *rapid.T) string {
+	kind := rapid.SampledFrom([]string{"", "", "", "before", "after"}).Draw(rt, "fault")
+	r.h.faults.Before(nil)
+	r.h.faults.After(nil)
+	done := false
+	hook := func([]string) error {
+		if done {
+			return nil
+		}
+		done = true
+		return errDisk
+	}
+	switch kind {
+	case "before":
+		r.h.faults.Before(hook)
+	case "after":
+		r.h.faults.After(hook)
+	}
+	return kind
+}
+
+// judge checks an answer against what was to come, and returns whether the model is to change.
+func (r *rig) judge(rt *rapid.T, fault string, err, want error) bool {
+	switch {
+	case want != nil:
+		if !errors.Is(err, want) {
+			rt.Fatalf("%v, want %v", err, want)
+		}
+		return false
+	case fault == "" && err != nil, fault == "before" && (!errors.Is(err, errDisk) || errors.Is(err, ErrUnknown)), fault == "after" && !errors.Is(err, ErrUnknown):
+		rt.Fatalf("with fault %q: %v", fault, err)
+	}
+	r.settle(rt)
+	return fault != "before"
+}
+
+// settle waits until the index has all that is written, also where the answer was
+// that it may have been.
+func (r *rig) settle(rt *rapid.T) {
+	_, revision, err := r.h.bolt.List(r.h.t.Context(), keyPrefix, "", 1)
+	if err == nil {
+		err = r.h.heard(r.h.t.Context(), revision)
+	}
+	if err != nil {
+		rt.Fatal(err)
+	}
+}
+
+// wanted is the error for a group that an actor wants to change, by the model.
+func (r *rig) wanted(a Actor, id int, right string) error {
+	switch {
+	case id == 0 || !r.m.may(a, id, "see"):
+		return ErrNotFound
+	case !r.m.may(a, id, right):
+		return ErrForbidden
+	}
+	return nil
+}
+
+func (r *rig) create(rt *rapid.T) {
+	a, name := modelActors.Draw(rt, "actor"), modelNames.Draw(rt, "name")
+	set := Settings{Name: name}
+	var owners []string
+	if rapid.Bool().Draw(rt, "owned") {
+		set.Owners, owners = []Ref{{Kind: KindPerson, ID: "corp.1"}}, []string{"corp.1"}
+	}
+	var want error
+	id, _ := r.m.named(name)
+	if !a.Operator {
+		want = ErrForbidden
+	} else if id != 0 {
+		want = ErrExists
+	}
+	fault := ""
+	if want == nil {
+		fault = r.fault(rt)
+	}
+	_, err := r.h.Create(r.h.t.Context(), a, set)
+	if r.judge(rt, fault, err, want) {
+		r.m.last++
+		r.m.groups[r.m.last] = &modelGroup{name, owners, map[Ref]Member{}}
+	}
+}
+
+func (r *rig) rename(rt *rapid.T) {
+	a, name, to := modelActors.Draw(rt, "actor"), modelNames.Draw(rt, "name"), modelNames.Draw(rt, "to")
+	id, g := r.m.named(name)
+	right := "admin"
+	if name == to {
+		right = "members"
+	}
+	want := r.wanted(a, id, right)
+	if other, _ := r.m.named(to); want == nil && other != 0 && other != id {
+		want = ErrExists
+	}
+	fault := ""
+	if want == nil && name != to {
+		fault = r.fault(rt)
+	}
+	_, err := r.h.Edit(r.h.t.Context(), a, name, 0, Change{Name: &to})
+	if r.judge(rt, fault, err, want) {
+		g.name = to
+	}
+}
+
+func (r *rig) delete(rt *rapid.T) {
+	a, name := modelActors.Draw(rt, "actor"), modelNames.Draw(rt, "name")
+	id, _ := r.m.named(name)
+	want := r.wanted(a, id, "admin")
+	fault := ""
+	if want == nil {
+		fault = r.fault(rt)
+	}
+	err := r.h.Delete(r.h.t.Context(), a, name, 0, true)
+	if fault == "after" && errors.Is(err, ErrUnknown) { // half of it: again
+		err = errors.Join(err, r.h.Delete(r.h.t.Context(), a, name, 0, true))
+	}
+	if !r.judge(rt, fault, err, want) {
+		return
+	}
+	delete(r.m.groups, id)
+	for _, g := range r.m.groups {
+		delete(g.members, groupRef(id))
+	}
+}
+
+func (r *rig) add(rt *rapid.T) {
+	a, name := modelActors.Draw(rt, "actor"), modelNames.Draw(rt, "name")
+	id, g := r.m.named(name)
+	want := r.wanted(a, id, "members")
+	var m Member
+	key := Ref{}
+	if rapid.Bool().Draw(rt, "nest") {
+		inner := modelNames.Draw(rt, "inner")
+		m = local(inner)
+		low, _ := r.m.named(inner)
+		if key = groupRef(low); want == nil && (low == 0 || !r.m.may(a, low, "see") || r.m.below(id, low)) {
+			want = ErrInvalid
+		}
+	} else {
+		key = modelPeople.Draw(rt, "member")
+		m = Member{Ref: key}
+	}
+	m.Begin, m.End = modelTimes.Draw(rt, "begin"), modelTimes.Draw(rt, "end")
+	if want == nil && !m.End.IsZero() && !m.End.After(m.Begin) {
+		want = ErrInvalid
+	}
+	fault := ""
+	if want == nil {
+		fault = r.fault(rt)
+	}
+	_, err := r.h.Add(r.h.t.Context(), a, name, 0, m)
+	if r.judge(rt, fault, err, want) {
+		g.members[key] = m
+	}
+}
+
+func (r *rig) remove(rt *rapid.T) {
+	a, name, who := modelActors.Draw(rt, "actor"), modelNames.Draw(rt, "name"), modelPeople.Draw(rt, "member")
+	id, g := r.m.named(name)
+	want := r.wanted(a, id, "members")
+	if want == nil {
+		if _, in := g.members[who]; !in {
+			want = ErrNotFound
+		}
+	}
+	fault := ""
+	if want == nil {
+		fault = r.fault(rt)
+	}
+	_, err := r.h.Remove(r.h.t.Context(), a, name, 0, who.Kind, who.ID)
+	if r.judge(rt, fault, err, want) {
+		delete(g.members, who)
+	}
+}
+
+// compare asks for everybody's groups at several times, and for the counts.
+func (r *rig) compare(rt *rapid.T) {
+	list, _, err := r.h.List(r.h.t.Context(), admin, Filter{}, Page{})
+	if err != nil || len(list) != len(r.m.groups) {
+		rt.Fatalf("%v, %v, want %v", list, err, r.m.groups)
+	}
+	for _, g := range list {
+		if _, want := r.m.named(g.Name); want == nil || len(want.members) != g.Members {
+			rt.Fatalf("%+v, want %+v", g, want)
+		}
+	}
+	for _, who := range []Ref{{Kind: KindPerson, ID: "corp.1"}, {Kind: KindPerson, ID: "corp.2/3"}, {Kind: KindDirectoryGroup, ID: "corp:a/b"}} {
+		for years := range 4 {
+			now := modelNow.AddDate(years, 0, 1)
+			var want []string
+			for id, g := range r.m.groups {
+				if end, ok := r.m.end(who, id, now, nil); ok {
+					want = append(want, fmt.Sprint(g.name, " ", end.UTC()))
+				}
+			}
+			sort.Strings(want)
+			sub, groups := who.ID, []string(nil)
+			if who.Kind == KindDirectoryGroup {
+				sub, groups = "", []string{who.ID}
+			}
+			all, err := r.h.Of(sub, groups, now)
+			var got []string
+			for _, e := range all {
+				got = append(got, fmt.Sprint(e.Group, " ", e.End.UTC()))
+			}
+			sort.Strings(got)
+			if err != nil || !slices.Equal(got, want) {
+				rt.Fatalf("%v at %v: %q, %v, want %q", who, now, got, err, want)
+			}
+		}
+	}
+}
+
+// TestModel does random things to a Service and to a model of it, with writes that
+// fail, opening the store anew at times, and compares.
 func TestModel(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tabard.db")
 	h := newHouse(t, bolt.Config{Path: path})
-	st := h.bolt
-	reopen := func() {
-		h.Service.Close()
-		must(t, st.Close())
-		var err error
-		st, err = bolt.Open(bolt.Config{Path: path})
-		must(t, err)
-		h.bolt = st
-		h.Service = h.open(st)
-	}
-	t.Cleanup(func() { h.Service.Close(); _ = st.Close() })
-	names := rapid.SampledFrom([]string{"a", "a b", "ab", "b", "zoë"})
-	members := rapid.SampledFrom([]Member{person("1"), person("2"), person("2/3"), directoryGroup("corp:a"), directoryGroup("corp:a/b")})
-	ends := rapid.SampledFrom([]time.Time{{}, time.Date(2999, 1, 1, 0, 0, 0, 0, time.UTC)})
+	t.Cleanup(func() { h.Service.Close(); _ = h.bolt.Close() })
 	rapid.Check(t, func(rt *rapid.T) {
-		m := model{}
-		all, err := h.List(t.Context(), admin)
-		must(t, err)
-		for _, g := range all {
-			must(t, h.Delete(t.Context(), admin, g.Name))
+		h.faults.Before(nil)
+		h.faults.After(nil)
+		for _, g := range h.export() {
+			must(t, h.Delete(t.Context(), admin, g.Name, 0, true))
 		}
+		r := &rig{h, &model{groups: map[int]*modelGroup{}}}
 		rt.Repeat(map[string]func(*rapid.T){
-			"create": func(rt *rapid.T) {
-				name := names.Draw(rt, "name")
-				_, err := h.Create(t.Context(), admin, name, "")
-				m.expect(rt, err, ErrExists, m[name] == nil)
-				if m[name] == nil {
-					m[name] = map[memberRef]Member{}
-				}
-			},
-			"delete": func(rt *rapid.T) {
-				name := names.Draw(rt, "name")
-				m.expect(rt, h.Delete(t.Context(), admin, name), ErrNotFound, m[name] != nil)
-				delete(m, name)
-			},
-			"add": func(rt *rapid.T) {
-				name, who := names.Draw(rt, "name"), members.Draw(rt, "member")
-				who.End, who.Reason = ends.Draw(rt, "end"), rapid.StringMatching("[a-z]{0,3}").Draw(rt, "reason")
-				m.expect(rt, h.Add(t.Context(), admin, name, who), ErrNotFound, m[name] != nil)
-				if m[name] != nil {
-					m[name][memberRef{who.Kind, who.ID}] = who
-				}
-			},
-			"remove": func(rt *rapid.T) {
-				name, who := names.Draw(rt, "name"), members.Draw(rt, "member")
-				ref := memberRef{who.Kind, who.ID}
-				_, there := m[name][ref]
-				m.expect(rt, h.Remove(t.Context(), admin, name, who.Kind, who.ID), ErrNotFound, there)
-				delete(m[name], ref)
-			},
+			"create": r.create, "rename": r.rename, "delete": r.delete, "add": r.add, "add more": r.add, "remove": r.remove,
 			"reopen": func(rt *rapid.T) {
-				if rapid.IntRange(0, 4).Draw(rt, "now") == 0 {
-					reopen()
+				if rapid.IntRange(0, 9).Draw(rt, "now") == 0 {
+					h.Service.Close()
+					h.Service = h.open(h.tap)
 				}
 			},
-			"": func(rt *rapid.T) { m.compare(rt, h) },
+			"": r.compare,
 		})
-		h.converged()
+		h.sound()
 	})
-}
-
-func (m model) expect(rt *rapid.T, err, otherwise error, ok bool) {
-	if ok && err != nil || !ok && !errors.Is(err, otherwise) {
-		rt.Fatalf("%v, in %v", err, m)
-	}
-}
-
-func (m model) compare(rt *rapid.T, h *house) {
-	all, err := h.List(h.t.Context(), admin)
-	if err != nil || len(all) != len(m) {
-		rt.Fatalf("%v, %v, want %v", all, err, m)
-	}
-	in := map[string]int{}
-	for _, g := range all {
-		if m[g.Name] == nil || len(m[g.Name]) != len(g.Members) {
-			rt.Fatalf("%v, want %v", g, m[g.Name])
-		}
-		for _, got := range g.Members {
-			want := m[g.Name][memberRef{got.Kind, got.ID}]
-			if got.Reason != want.Reason || !got.End.Equal(want.End) || got.Name != want.Name {
-				rt.Fatalf("%v, want %v", got, want)
-			}
-			in[got.ID]++
-		}
-	}
-	for id, want := range in {
-		got, err := h.Of(id, []string{id}, time.Now())
-		if err != nil || len(got) != want {
-			rt.Fatalf("%s: in %v, %v, want %d groups", id, got, err, want)
-		}
-	}
-}
-
-// TestManyWriters: sixteen at once on one node lose nothing and see no conflict.
-func TestManyWriters(t *testing.T) {
-	const writers, each = 16, 10
-	for _, groups := range []int{1, writers} {
-		t.Run(fmt.Sprintf("%d groups", groups), func(t *testing.T) {
-			h := newHouse(t, bolt.Config{})
-			for g := range groups {
-				h.group(fmt.Sprint(g))
-			}
-			var all sync.WaitGroup
-			for w := range writers {
-				all.Go(func() {
-					group := fmt.Sprint(w % groups)
-					for n := range each {
-						id := fmt.Sprint(w, "-", n)
-						if err := h.Add(t.Context(), admin, group, person(id)); err != nil {
-							t.Errorf("add %s: %v", id, err)
-						} else if !h.in(id) {
-							t.Errorf("%s was added, and is not in", id)
-						}
-						if n%2 == 0 {
-							continue
-						}
-						if err := h.Remove(t.Context(), admin, group, KindPerson, "corp."+id); err != nil {
-							t.Errorf("remove %s: %v", id, err)
-						} else if h.in(id) {
-							t.Errorf("%s was removed, and is in", id)
-						}
-					}
-				})
-			}
-			all.Wait()
-			list, err := h.List(t.Context(), admin)
-			must(t, err)
-			members := 0
-			for _, g := range list {
-				members += len(g.Members)
-			}
-			if members != writers*each/2 {
-				t.Errorf("%d members, want %d", members, writers*each/2)
-			}
-			h.converged()
-			if n := len(h.records()); n != 2*groups+2*writers*each*3/2 {
-				t.Errorf("%d records in the trail", n)
-			}
-		})
-	}
-}
-
-// TestManyNodes: writers of two nodes on one group. A conflict is an honest answer
-// here, and means that nothing was done.
-func TestManyNodes(t *testing.T) {
-	h := newHouse(t, bolt.Config{})
-	h.group("team")
-	nodes := []*Service{h.Service, h.open(h.bolt)}
-	var all sync.WaitGroup
-	for i, s := range nodes {
-		for w := range 4 {
-			all.Go(func() {
-				for n := range 10 {
-					m := person(fmt.Sprint(i, "-", w, "-", n))
-					err := s.Add(t.Context(), admin, "team", m)
-					for errors.Is(err, ErrConflict) {
-						err = s.Add(t.Context(), admin, "team", m)
-					}
-					if err != nil {
-						t.Errorf("add: %v", err)
-					}
-				}
-			})
-		}
-	}
-	all.Wait()
-	for _, s := range nodes {
-		eventually(t, "all at each node", func() bool { g, err := s.get("team"); return err == nil && len(g.Members) == 80 })
-	}
-	h.converged()
 }

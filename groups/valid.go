@@ -2,6 +2,7 @@ package groups
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"unicode/utf8"
 
 	"golang.org/x/text/unicode/norm"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"github.com/tabard-id/tabard/internal/store"
 )
@@ -16,8 +18,14 @@ import (
 const (
 	maxName = 128  // runes of a group's name
 	maxText = 1024 // bytes of a description, a reason, or a member's name
+
+	maxOwners  = 50
+	maxLabels  = 32
+	maxNesting = 20 // memberships of groups in groups, one above the other
+	maxFormer  = 20 // names that a group remembers
+
 	// maxID is what the longest name leaves of a key; in bytes.
-	maxID = store.MaxKey - maxName*utf8.UTFMax - len(keyPrefix+"//"+KindDirectoryGroup)
+	maxID = store.MaxKey - maxName*utf8.UTFMax - 64
 )
 
 // invalid is ErrInvalid with what is wrong, in words for who asked.
@@ -61,31 +69,105 @@ func unseen(r rune) bool {
 	return !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }
 
-func (s *Service) validMember(m Member) error {
-	if err := validKind(m.Kind); err != nil {
-		return err
+// validMember checks a membership of a group; was is the one that it replaces, if any.
+// The member's group, if it is one, is checked elsewhere.
+func (s *Service) validMember(m Member, was *Member) error {
+	if err := s.validRef(m.Ref); err != nil {
+		return fmt.Errorf("member: %w", err)
 	}
 	switch {
-	case m.ID == "" || len(m.ID) > maxID || !clean(m.ID):
-		return invalid("the member's id is empty, longer than %d bytes, or has control characters", maxID)
-	case m.Kind == KindDirectoryGroup && !slices.ContainsFunc(s.cfg.Reserved, func(p string) bool { return strings.HasPrefix(m.ID, p) && m.ID != p }):
-		return invalid("a directory group begins with its directory's prefix: %s", strings.Join(s.cfg.Reserved, ", "))
-	case m.Kind == KindDirectoryGroup && (m.ID != strings.TrimSpace(m.ID) || !norm.NFC.IsNormalString(m.ID)):
-		return invalid("a directory group's name has no space at its ends and is in Unicode NFC")
-	case !m.End.IsZero() && !m.End.After(time.Now()):
+	case !m.End.IsZero() && !m.End.After(m.Begin):
+		return invalid("a membership ends after it begins")
+	case !m.End.IsZero() && !m.End.After(time.Now()) && (was == nil || !was.End.Equal(m.End)):
 		return invalid("the end of a membership lies ahead")
-	case m.End.Year() > 9999: // RFC 3339 has no more
-		return invalid("the end of a membership is before the year 10000")
-	}
-	if err := validText("member's name", m.Name); err != nil {
-		return err
+	case m.End.Year() > 9999 || m.Begin.Year() > 9999: // RFC 3339 has no more
+		return invalid("a membership begins and ends before the year 10000")
 	}
 	return validText("reason", m.Reason)
 }
 
+// validRef checks what a person, directory group or local group is known by.
+func (s *Service) validRef(r Ref) error {
+	if err := validKind(r.Kind); err != nil {
+		return err
+	}
+	switch {
+	case r.ID == "" || len(r.ID) > maxID || !clean(r.ID):
+		return invalid("an id is empty, longer than %d bytes, or has control characters", maxID)
+	case r.Kind == KindDirectoryGroup && !slices.ContainsFunc(s.cfg.Reserved, func(p string) bool { return strings.HasPrefix(r.ID, p) && r.ID != p }):
+		return invalid("a directory group begins with its directory's prefix: %s", strings.Join(s.cfg.Reserved, ", "))
+	case r.Kind == KindDirectoryGroup && (r.ID != strings.TrimSpace(r.ID) || !norm.NFC.IsNormalString(r.ID)):
+		return invalid("a directory group's name has no space at its ends and is in Unicode NFC")
+	}
+	return validText("name of a member or owner", r.Name)
+}
+
 func validKind(k Kind) error {
-	if k != KindPerson && k != KindDirectoryGroup {
-		return invalid("a member is a %s or a %s", KindPerson, KindDirectoryGroup)
+	if k != KindPerson && k != KindDirectoryGroup && k != KindGroup {
+		return invalid("a member or owner is a %s, a %s or a %s", KindPerson, KindDirectoryGroup, KindGroup)
+	}
+	return nil
+}
+
+// validSettings checks what differs from old, and puts the rest in order: each owner
+// and cluster once. Owners' local groups are known by their ids here.
+func (s *Service) validSettings(set *Settings, old Settings) error {
+	if set.Name != old.Name || set.Name == "" {
+		if err := s.validName(set.Name); err != nil {
+			return err
+		}
+	}
+	if err := validText("description", set.Description); err != nil {
+		return err
+	}
+	set.Clusters = slices.Compact(slices.Sorted(slices.Values(set.Clusters)))
+	for _, c := range set.Clusters {
+		if !slices.Contains(s.cfg.Clusters, c) && !slices.Contains(old.Clusters, c) {
+			return invalid("there is no cluster %.80q", c)
+		}
+	}
+	if err := s.validOwners(set, old); err != nil {
+		return err
+	}
+	return validLabels(set.Labels)
+}
+
+func (s *Service) validOwners(set *Settings, old Settings) error {
+	var owners []Ref
+	for _, o := range set.Owners {
+		if slices.ContainsFunc(owners, o.same) {
+			continue
+		}
+		if err := s.validRef(o); err != nil {
+			return fmt.Errorf("owner: %w", err)
+		}
+		switch {
+		case o.Kind == KindDirectoryGroup:
+			o.Name = o.ID
+		case o.Kind == KindGroup:
+			o.Name = "" // read anew each time
+		}
+		owners = append(owners, o)
+	}
+	if set.Owners = owners; len(owners) > maxOwners {
+		return invalid("a group has at most %d owners: name a group instead", maxOwners)
+	}
+	return nil
+}
+
+func (r Ref) same(other Ref) bool { return r.Kind == other.Kind && r.ID == other.ID }
+
+func validLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return invalid("a group has at most %d labels", maxLabels)
+	}
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		if wrong := validation.IsQualifiedName(k); len(wrong) > 0 {
+			return invalid("label %.80q: %s", k, wrong[0])
+		}
+		if wrong := validation.IsValidLabelValue(labels[k]); len(wrong) > 0 {
+			return invalid("value of label %s: %s", k, wrong[0])
+		}
 	}
 	return nil
 }

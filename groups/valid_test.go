@@ -1,6 +1,7 @@
 package groups
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/sirupsen/logrus"
 	"golang.org/x/text/unicode/norm"
 
 	"github.com/tabard-id/tabard/internal/store"
@@ -78,7 +80,7 @@ var names = []struct {
 func TestName(t *testing.T) {
 	h := newHouse(t, bolt.Config{})
 	for _, tt := range names {
-		g, err := h.Create(t.Context(), admin, tt.name, "what it is for")
+		g, err := h.Create(t.Context(), admin, Settings{Name: tt.name, Description: "what it is for"})
 		switch {
 		case tt.ok && err != nil:
 			t.Errorf("%.40q: %v, want it accepted", tt.name, err)
@@ -123,18 +125,54 @@ func FuzzName(f *testing.F) {
 // roundTrip reads a group and a membership back from their keys.
 func roundTrip(t *testing.T, name, id string) {
 	t.Helper()
-	x := newIndex()
-	x.groups, x.in = map[string]*indexed{}, map[memberRef]map[string]*Member{}
-	for _, e := range []store.Entry{{Key: groupKey(name), Value: []byte("{}")}, {Key: memberKey(name, KindDirectoryGroup, id), Value: []byte("{}")}} {
-		if err := store.CheckKey(e.Key); err != nil {
+	x := newIndex(logrus.New())
+	op, err := putRecord("g", record{Settings: Settings{Name: name}})
+	must(t, err)
+	for key, value := range map[string][]byte{op.Key: op.Value, nameKey(name): []byte("g"), memberKey("g", KindDirectoryGroup, id): append(make([]byte, spanSize), "{}"...)} {
+		if err := store.CheckKey(key); err != nil {
 			t.Errorf("%q: %v", name, err)
 		}
-		must(t, x.apply(store.Event{Entry: e}))
+		x.apply(store.Event{Entry: store.Entry{Key: key, Value: value, Revision: 1}}, false)
 	}
-	g := x.groups[name]
-	if len(x.groups) != 1 || g == nil || !g.exists || len(g.members) != 1 || g.members[memberRef{KindDirectoryGroup, id}] == nil {
-		t.Errorf("%q with member %q reads back as %v", name, id, x.groups)
+	if g := x.named(name); g == nil || g.Name != name || !x.has(g, Ref{Kind: KindDirectoryGroup, ID: id}) {
+		t.Errorf("%q with member %q reads back as %v", name, id, x.contents())
 	}
+}
+
+// FuzzMembership: whatever a value holds, the index and the listings agree on when it
+// counts, and what was written is read back.
+func FuzzMembership(f *testing.F) {
+	for _, m := range []Member{person("alice"), until(person("bob"), time.Unix(4102444800, 1000)), from(directoryGroup("corp:x"), time.Unix(1, 0))} {
+		value, err := encodeMember(m)
+		must(f, err)
+		f.Add(value, int64(5))
+		f.Add(value[:17], int64(-5))
+	}
+	f.Add([]byte("{}"), int64(0))
+	f.Add(append(make([]byte, 16), "{x}"...), int64(0))
+	f.Add(append(bytes.Repeat([]byte{0xff}, 16), "{}"...), int64(0))
+	f.Fuzz(func(t *testing.T, value []byte, now int64) {
+		now = max(now, -now, 1) % (1 << 55) // to the year 3111
+		s, spanErr := decodeSpan(value)
+		m, err := decodeMember(Ref{Kind: KindPerson, ID: "corp.1"}, value)
+		if s.counts(now) != m.CountsAt(time.UnixMicro(now)) && (spanErr == nil || m.CountsAt(time.UnixMicro(now))) && now > 2000 {
+			t.Errorf("%x at %d: the index says %t, a listing %t", value, now, s.counts(now), m.CountsAt(time.UnixMicro(now)))
+		}
+		if spanErr != nil && s.counts(now) {
+			t.Errorf("%x is damaged, and counts", value)
+		}
+		if err != nil {
+			return
+		}
+		again, encErr := encodeMember(m)
+		if encErr != nil { // a time that JSON reads and does not write
+			return
+		}
+		back, err := decodeMember(Ref{Kind: KindPerson, ID: "corp.1"}, again)
+		if err != nil || !back.Begin.Equal(m.Begin) || !back.End.Equal(m.End) || back.Reason != m.Reason || back.Name != m.Name {
+			t.Errorf("%+v reads back as %+v, %v", m, back, err)
+		}
+	})
 }
 
 func TestMember(t *testing.T) {
@@ -159,6 +197,10 @@ func TestMember(t *testing.T) {
 		{"the longest directory group", directoryGroup("corp:" + strings.Repeat("x", maxID-5)), true},
 		{"an end ahead", with(func(m *Member) { m.End = time.Now().Add(time.Hour) }), true},
 		{"an end ahead in another zone", with(func(m *Member) { m.End = time.Now().Add(time.Hour).In(time.FixedZone("", 3601)) }), true},
+		{"a begin ahead", with(func(m *Member) { m.Begin = time.Now().Add(time.Hour) }), true},
+		{"a begin ahead and an end", with(func(m *Member) { m.Begin, m.End = time.Now().Add(time.Hour), time.Now().Add(2*time.Hour) }), true},
+		{"an end before its begin", with(func(m *Member) { m.Begin, m.End = time.Now().Add(2*time.Hour), time.Now().Add(time.Hour) }), false},
+		{"an end as it begins", with(func(m *Member) { m.Begin = time.Now().Add(time.Hour); m.End = m.Begin }), false},
 		{"the longest reason", with(func(m *Member) { m.Reason = strings.Repeat("x", maxText) }), true},
 		{"no prefix", directoryGroup("devs"), false},
 		{"an unknown prefix", directoryGroup("other:devs"), false},
@@ -166,9 +208,9 @@ func TestMember(t *testing.T) {
 		{"a prefix alone", directoryGroup("corp:"), false},
 		{"a group in NFD", directoryGroup(norm.NFD.String("corp:zoë")), false},
 		{"a group with a space behind", directoryGroup("corp:devs "), false},
-		{"no kind", Member{ID: "corp.1"}, false},
-		{"a kind with a slash", Member{Kind: "person/x", ID: "corp.1"}, false},
-		{"no id", Member{Kind: KindPerson}, false},
+		{"no kind", Member{Ref: Ref{ID: "corp.1"}}, false},
+		{"a kind with a slash", Member{Ref: Ref{Kind: "person/x", ID: "corp.1"}}, false},
+		{"no id", Member{Ref: Ref{Kind: KindPerson}}, false},
 		{"an id too long", with(func(m *Member) { m.ID = strings.Repeat("x", maxID+1) }), false},
 		{"an id with a line feed", with(func(m *Member) { m.ID = "corp.1\n" }), false},
 		{"an id that is not UTF-8", with(func(m *Member) { m.ID = "corp.\xff" }), false},
@@ -182,10 +224,11 @@ func TestMember(t *testing.T) {
 	} {
 		t.Run(tt.what, func(t *testing.T) {
 			before := len(h.inStore())
-			err := h.Add(t.Context(), admin, longest, tt.m)
+			_, err := h.Add(t.Context(), admin, longest, 0, tt.m)
 			if tt.ok {
 				must(t, err)
-				must(t, h.Remove(t.Context(), admin, longest, tt.m.Kind, tt.m.ID))
+				_, err := h.Remove(t.Context(), admin, longest, 0, tt.m.Kind, tt.m.ID)
+				must(t, err)
 			} else if !errors.Is(err, ErrInvalid) {
 				t.Errorf("%v, want ErrInvalid", err)
 			}
@@ -199,11 +242,11 @@ func TestMember(t *testing.T) {
 func TestDescription(t *testing.T) {
 	h := newHouse(t, bolt.Config{})
 	for _, d := range []string{strings.Repeat("x", maxText+1), "\x1b[2J", "\xff"} {
-		if _, err := h.Create(t.Context(), admin, "a", d); !errors.Is(err, ErrInvalid) {
+		if _, err := h.Create(t.Context(), admin, Settings{Name: "a", Description: d}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%.20q: %v, want ErrInvalid", d, err)
 		}
 	}
-	_, err := h.Create(t.Context(), admin, "a", strings.Repeat("x", maxText))
+	_, err := h.Create(t.Context(), admin, Settings{Name: "a", Description: strings.Repeat("x", maxText)})
 	must(t, err)
 }
 

@@ -29,19 +29,27 @@ type entitlement struct {
 }
 
 // allGroups returns the directory's and the local groups of the session's person
-// that may be in a token at all, sorted, and per local group when it ends.
-// A membership with less than minLife left does not count.
-func (s *Service) allGroups(sess *Session, minLife time.Duration) ([]string, map[string]time.Time, error) {
+// that may be in a token for cluster at all, sorted, and per local group when it
+// ends. "" is Tabard itself, where every group counts. A membership with less than
+// minLife left does not.
+func (s *Service) allGroups(sess *Session, cluster string, minLife time.Duration) ([]string, map[string]time.Time, error) {
 	now := s.Now()
 	local, err := s.Groups.Of(sess.Sub, sess.Groups, now)
 	if err != nil {
 		return nil, nil, fmt.Errorf("local groups: %w", err)
 	}
+	local = slices.DeleteFunc(local, func(e groups.Effective) bool { return !countsOn(e.Clusters, cluster) })
 	all, dropped := mergeGroups(sess.Groups, local, s.cfg.DirectoryPrefixes, now.Add(minLife))
 	if len(dropped) > 0 {
 		s.Log.WithField("sub", sess.Sub).WithField("groups", dropped).Error("groups with reserved or colliding names are left out of tokens: rename them")
 	}
 	return all.names, all.ends, nil
+}
+
+// countsOn reports whether a group that counts on clusters (empty: all) counts on this
+// one; on Tabard itself, which has no name, it does.
+func countsOn(clusters []string, cluster string) bool {
+	return cluster == "" || len(clusters) == 0 || slices.Contains(clusters, cluster)
 }
 
 type merged struct {
@@ -51,9 +59,9 @@ type merged struct {
 
 // mergeGroups joins the groups of both sources. A name beginning with "system:",
 // a directory group without its directory's prefix, and a local group with one are
-// refused here once more, whatever let them in. Of several memberships in one
-// group the one that lasts longest counts; those that end before notBefore do not.
-func mergeGroups(dirGroups []string, local []groups.Membership, prefixes []string, notBefore time.Time) (m merged, dropped []string) {
+// refused here once more, whatever let them in. Local groups that end before notBefore
+// do not count.
+func mergeGroups(dirGroups []string, local []groups.Effective, prefixes []string, notBefore time.Time) (m merged, dropped []string) {
 	prefixed := func(name string) bool {
 		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) })
 	}
@@ -65,7 +73,6 @@ func mergeGroups(dirGroups []string, local []groups.Membership, prefixes []strin
 		}
 		m.names = append(m.names, g)
 	}
-	lasting := map[string]bool{}
 	for _, l := range local {
 		switch {
 		case reservedName(l.Group) || prefixed(l.Group):
@@ -73,15 +80,10 @@ func mergeGroups(dirGroups []string, local []groups.Membership, prefixes []strin
 			continue
 		case !l.End.IsZero() && l.End.Before(notBefore):
 			continue
-		case l.End.IsZero():
-			lasting[l.Group] = true
-		case l.End.After(m.ends[l.Group]):
+		case !l.End.IsZero():
 			m.ends[l.Group] = l.End
 		}
 		m.names = append(m.names, l.Group)
-	}
-	for g := range lasting {
-		delete(m.ends, g)
 	}
 	slices.Sort(m.names)
 	m.names = slices.Compact(m.names)
@@ -100,7 +102,7 @@ func (s *Service) entitle(sess *Session, c *Client) (entitlement, error) {
 	if reservedName(sess.Username) {
 		return entitlement{}, fmt.Errorf("%w: the directory's username %q may not be in a token", ErrNoAccess, sess.Username)
 	}
-	all, ends, err := s.allGroups(sess, c.tokens.MinLifetime)
+	all, ends, err := s.allGroups(sess, c.Cluster, c.tokens.MinLifetime)
 	if err != nil {
 		return entitlement{}, err
 	}

@@ -43,7 +43,8 @@ func TestMembershipsEnd(t *testing.T) {
 	step(time.Second, "corp:k8s-x hour2 lasting", 5*time.Minute)      // less than minLifetime
 	step(2*time.Minute, "corp:k8s-x hour2 lasting", 5*time.Minute)    // ended
 	step(56*time.Minute, "corp:k8s-x hour2 lasting", 5*time.Minute)   // of two ends the later
-	h.must(h.local.Remove(h.ctx, groups.Actor{Operator: true}, "lasting", groups.KindPerson, bob))
+	_, err := h.local.Remove(h.ctx, groups.Actor{Operator: true}, "lasting", 0, groups.KindPerson, bob)
+	h.must(err)
 	step(0, "corp:k8s-x hour2", 5*time.Minute)
 }
 
@@ -93,15 +94,15 @@ func TestEntitle(t *testing.T) {
 
 func TestMergeGroups(t *testing.T) {
 	prefixes := []string{"corp:", "lab:"}
-	local := func(names ...string) (out []groups.Membership) {
+	local := func(names ...string) (out []groups.Effective) {
 		for _, n := range names {
-			out = append(out, groups.Membership{Group: n})
+			out = append(out, groups.Effective{Group: n})
 		}
 		return out
 	}
 	for _, c := range []struct {
 		dir            []string
-		local          []groups.Membership
+		local          []groups.Effective
 		names, dropped string
 	}{
 		{nil, nil, "", ""},

@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
@@ -31,7 +32,11 @@ func TestClustersOf(t *testing.T) {
 // behind stands in for an index that has not heard from the store.
 type behind struct{}
 
-func (behind) Of(string, []string, time.Time) ([]groups.Membership, error) {
+func (behind) Of(string, []string, time.Time) ([]groups.Effective, error) {
+	return nil, groups.ErrStale
+}
+
+func (behind) Why(context.Context, string, []string) ([]groups.Path, error) {
 	return nil, groups.ErrStale
 }
 

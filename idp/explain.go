@@ -44,16 +44,16 @@ type ExplainedGroup struct {
 	// Path of a directory group holds DNs, from the first group that the person is
 	// in to this one.
 	Path []string
-	// Through of a local group holds the memberships that count; one of them is enough.
-	Through []groups.Member
+	// Paths to a local group that count; one of them is enough.
+	Paths []groups.Path
 }
 
-// LeftOut is a group, or one membership of a local group, that does not count.
+// LeftOut is a group, or one path to a local group, that does not count.
 type LeftOut struct {
-	Name    string
-	DN      string         // of a directory group
-	Through *groups.Member // of a local group
-	Rule    string         // e.g. "clusters[prod].groups.exclude[0] corp:*-old"
+	Name string
+	DN   string       // of a directory group
+	Path *groups.Path // to a local group
+	Rule string       // e.g. "clusters[prod].groups.exclude[0] corp:*-old"
 }
 
 // ExplainTo is Explain for whoever asks: administrators may ask about everybody, others
@@ -177,8 +177,7 @@ func (s *Service) explainToken(ctx context.Context, entry directory.Explanation,
 	if entry.Person.State != directory.Active {
 		x.Refused = (&directory.AccountError{State: entry.Person.State}).Error()
 	}
-	// From the beginning of time on, so that those that have ended are told as well.
-	local, err := s.Groups.Of(sess.Sub, names, time.Time{})
+	local, err := s.Groups.Why(ctx, sess.Sub, names)
 	if err != nil {
 		return Explanation{}, fmt.Errorf("local groups: %w", err)
 	}
@@ -214,7 +213,7 @@ func (s *Service) wouldBe(sess *Session, c *Client) (t preparedToken, refused st
 }
 
 // trace fills in Groups and LeftOut. The names in the token are read from its claims.
-func (x *Explanation) trace(s *Service, c *Client, local []groups.Membership) {
+func (x *Explanation) trace(s *Service, c *Client, local []groups.Path) {
 	in := map[string]*ExplainedGroup{}
 	listed, _ := x.Claims[c.tokens.GroupsClaim].([]any)
 	for _, v := range listed {
@@ -228,11 +227,11 @@ func (x *Explanation) trace(s *Service, c *Client, local []groups.Membership) {
 			e.Path = g.Path
 		}
 	}
-	for _, m := range local {
-		if rule := s.membershipRule(c, m); rule != "" {
-			x.LeftOut = append(x.LeftOut, LeftOut{Name: m.Group, Through: &m.Via, Rule: rule})
-		} else if e := in[m.Group]; e != nil {
-			e.Through = append(e.Through, m.Via)
+	for _, p := range local {
+		if rule := s.pathRule(c, p); rule != "" {
+			x.LeftOut = append(x.LeftOut, LeftOut{Name: p.Group(), Path: &p, Rule: rule})
+		} else if e := in[p.Group()]; e != nil {
+			e.Paths = append(e.Paths, p)
 		}
 	}
 	for _, h := range x.Entry.Hidden {
@@ -244,24 +243,27 @@ func (x *Explanation) trace(s *Service, c *Client, local []groups.Membership) {
 	slices.SortStableFunc(x.LeftOut, func(a, b LeftOut) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// membershipRule says what keeps one membership out of c's tokens, or "".
-func (s *Service) membershipRule(c *Client, m groups.Membership) string {
-	if now := s.Now(); !m.End.IsZero() {
-		at := m.End.UTC().Format(time.RFC3339)
-		switch {
-		case !m.End.After(now):
-			return "ended at " + at
-		case m.End.Before(now.Add(c.tokens.MinLifetime)):
-			return fmt.Sprintf("ends at %s: less than tokens.minLifetime (%s) is left", at, c.tokens.MinLifetime)
-		}
+// pathRule says what keeps one path to a local group out of c's tokens, or "".
+func (s *Service) pathRule(c *Client, p groups.Path) string {
+	now := s.Now()
+	switch {
+	case p.Begin.After(now):
+		return "begins at " + p.Begin.UTC().Format(time.RFC3339)
+	case p.End.IsZero():
+	case !p.End.After(now):
+		return "ended at " + p.End.UTC().Format(time.RFC3339)
+	case p.End.Before(now.Add(c.tokens.MinLifetime)):
+		return fmt.Sprintf("ends at %s: less than tokens.minLifetime (%s) is left", p.End.UTC().Format(time.RFC3339), c.tokens.MinLifetime)
 	}
-	m.End = time.Time{}
-	return s.nameRule(c, nil, []groups.Membership{m})
+	if !countsOn(p.Clusters, c.Cluster) {
+		return "counts only on " + strings.Join(p.Clusters, ", ")
+	}
+	return s.nameRule(c, nil, []groups.Effective{{Group: p.Group()}})
 }
 
 // nameRule says what keeps the one group in fromDirectory or local out of c's tokens
 // for its name, or "".
-func (s *Service) nameRule(c *Client, fromDirectory []string, local []groups.Membership) string {
+func (s *Service) nameRule(c *Client, fromDirectory []string, local []groups.Effective) string {
 	m, dropped := mergeGroups(fromDirectory, local, s.cfg.DirectoryPrefixes, time.Time{})
 	switch {
 	case len(dropped) == 1 && reservedName(dropped[0]):

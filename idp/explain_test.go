@@ -20,20 +20,26 @@ var operator = groups.Actor{Operator: true, Name: "operator"}
 // when it is not there.
 func (h *house) join(group string, kind groups.Kind, id string, left time.Duration) {
 	h.t.Helper()
-	_, _ = h.local.Create(h.ctx, operator, group, "")
-	m := groups.Member{Kind: kind, ID: id, Name: id, Reason: "on call"}
+	_, _ = h.local.Create(h.ctx, operator, groups.Settings{Name: group})
+	m := groups.Member{Ref: groups.Ref{Kind: kind, Name: id}, Reason: "on call"}
+	if kind != groups.KindGroup { // which is known by its name
+		m.ID = id
+	}
 	if left > 0 {
 		m.End = h.clock.Now().Add(left)
 	}
-	h.must(h.local.Add(h.ctx, operator, group, m))
+	_, err := h.local.Add(h.ctx, operator, group, 0, m)
+	h.must(err)
 }
 
 // told is x in short: the groups and where they come from, and what was left out.
 func told(x Explanation) (in, out []string) {
 	for _, g := range x.Groups {
 		from := strings.Join(g.Path, " > ")
-		for _, m := range g.Through {
-			from += string(m.Kind) + " "
+		for _, p := range g.Paths {
+			for _, s := range p.Steps {
+				from += string(s.Member.Kind) + " > " + s.Group + " "
+			}
 		}
 		in = append(in, g.Name+": "+strings.TrimSpace(from))
 	}
@@ -62,7 +68,7 @@ func TestExplain(t *testing.T) {
 	x, err := h.Explain(h.ctx, "alice", "prod")
 	h.must(err)
 	in, out := told(x)
-	if want := []string{"corp:k8s-admins: cn=corp:k8s-admins", "oncall: directoryGroup", "platform: directoryGroup person"}; !slices.Equal(in, want) {
+	if want := []string{"corp:k8s-admins: cn=corp:k8s-admins", "oncall: directoryGroup > oncall", "platform: person > platform directoryGroup > platform"}; !slices.Equal(in, want) {
 		t.Errorf("in the token: %q", in)
 	}
 	if want := []string{
@@ -77,6 +83,42 @@ func TestExplain(t *testing.T) {
 	}
 	if got := h.trail.said("token.issue"); len(got) > 0 {
 		t.Errorf("a token was issued: %v", got)
+	}
+}
+
+// TestExplainNested goes from a directory group by two local ones to a third, which
+// counts on one cluster alone and ends with the first membership on the way.
+func TestExplainNested(t *testing.T) {
+	h := newHouse(t)
+	h.join("platform", groups.KindDirectoryGroup, boss, 0)
+	h.join("leads", groups.KindGroup, "platform", time.Hour)
+	h.join("prod-admin", groups.KindGroup, "leads", 0)
+	only := []string{"prod"}
+	_, err := h.local.Edit(h.ctx, operator, "prod-admin", 0, groups.Change{Clusters: &only})
+	h.must(err)
+	const way = "prod-admin: directoryGroup > platform group > leads group > prod-admin"
+	for cluster, where := range map[string]string{"prod": "in", "": "in", "vault": "counts only on prod"} {
+		x, err := h.Explain(h.ctx, "alice", cluster)
+		h.must(err)
+		in, out := told(x)
+		switch {
+		case where == "in" && !slices.Contains(in, way):
+			t.Errorf("%q: %q without %q", cluster, in, out)
+		case where != "in" && (slices.Contains(in, way) || !slices.Contains(out, "prod-admin: "+where)):
+			t.Errorf("%q: %q without %q", cluster, in, out)
+		}
+	}
+	tokens, _ := h.login("alice", "kubernetes")
+	if got := h.groupsIn(tokens.IDToken); !slices.Equal(got, []string{boss, "leads", "platform", "prod-admin"}) {
+		t.Errorf("the token holds %q", got)
+	}
+	h.clock.pass(time.Hour - 2*time.Minute)
+	if again, err := h.Refresh(h.ctx, h.client("kubernetes"), tokens.RefreshToken); err != nil || h.claims(again.IDToken)["exp"] != float64(h.Now().Add(2*time.Minute).Unix()) {
+		t.Errorf("the token outlives a membership on the way: %v", err)
+	}
+	vault, _ := h.login("alice", "vault")
+	if got := h.groupsIn(vault.IDToken); slices.Contains(got, "prod-admin") {
+		t.Errorf("another cluster's token holds %q", got)
 	}
 }
 

@@ -353,7 +353,7 @@ func (h *house) open(dir string) {
 	h.must(err)
 	h.t.Cleanup(func() { log.Close() })
 	h.trail = &trail{Log: log}
-	h.local, err = groups.Open(h.ctx, h.disk, log, groups.Config{Admins: []string{boss}, Reserved: h.cfg.DirectoryPrefixes}, quiet())
+	h.local, err = groups.Open(h.ctx, h.disk, log, groups.Config{Admins: []string{boss}, Reserved: h.cfg.DirectoryPrefixes, Clusters: []string{"prod"}}, quiet())
 	h.must(err)
 	h.t.Cleanup(h.local.Close)
 	h.keys, err = OpenKeys(h.ctx, h.disk, KeyConfig{Algorithms: h.cfg.KeyAlgorithms(), Retain: h.cfg.LongestToken()}, quiet(), h.clock.Now)
@@ -465,10 +465,11 @@ func (h *house) groupsIn(raw string) []string {
 func (h *house) member(group string, kind groups.Kind, id string, end time.Time) {
 	h.t.Helper()
 	root := groups.Actor{Operator: true}
-	if _, err := h.local.Create(h.ctx, root, group, ""); err != nil && !errors.Is(err, groups.ErrExists) {
+	if _, err := h.local.Create(h.ctx, root, groups.Settings{Name: group}); err != nil && !errors.Is(err, groups.ErrExists) {
 		h.t.Fatal(err)
 	}
-	h.must(h.local.Add(h.ctx, root, group, groups.Member{Kind: kind, ID: id, End: end, Reason: "test"}))
+	_, err := h.local.Add(h.ctx, root, group, 0, groups.Member{Ref: groups.Ref{Kind: kind, ID: id}, End: end, Reason: "test"})
+	h.must(err)
 }
 
 // alive reports whether the session of a refresh token is still there.

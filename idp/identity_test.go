@@ -23,7 +23,8 @@ func TestIdentify(t *testing.T) {
 		!slices.Contains(id.Groups, "platform") || !id.Ends.Equal(h.Now().Add(time.Hour)) || id.JTI != h.claims(token)["jti"] {
 		t.Errorf("identity %+v", id)
 	}
-	h.must(h.local.Remove(h.ctx, groups.Actor{Operator: true}, "platform", groups.KindPerson, sub))
+	_, err = h.local.Remove(h.ctx, groups.Actor{Operator: true}, "platform", 0, groups.KindPerson, sub)
+	h.must(err)
 	if id, err = h.Recheck(h.ctx, id); err != nil || slices.Contains(id.Groups, "platform") {
 		t.Errorf("after the removal: %+v, %v", id, err)
 	}

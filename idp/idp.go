@@ -78,7 +78,8 @@ type Directory interface {
 
 // LocalGroups is what the Service needs of the local groups.
 type LocalGroups interface {
-	Of(sub string, directoryGroups []string, now time.Time) ([]groups.Membership, error)
+	Of(sub string, directoryGroups []string, now time.Time) ([]groups.Effective, error)
+	Why(ctx context.Context, sub string, directoryGroups []string) ([]groups.Path, error)
 }
 
 // Trail is where the Service leaves its events.

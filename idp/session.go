@@ -250,7 +250,7 @@ func (s *Service) EndBrowser(ctx context.Context, cookie string) error {
 
 // Actor is the session's person with every group they are in now.
 func (s *Service) Actor(sess *Session) (groups.Actor, error) {
-	all, _, err := s.allGroups(sess, s.cfg.Tokens.MinLifetime)
+	all, _, err := s.allGroups(sess, "", s.cfg.Tokens.MinLifetime)
 	if err != nil {
 		return groups.Actor{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -42,6 +43,9 @@ type apiServer struct {
 
 	backups *Backups // nil: none are given
 	audit   *Auditor // nil: the trail cannot be searched
+	log     logrus.FieldLogger
+
+	applying chan struct{} // holds one while files are applied
 }
 
 // API serves the JSON API to one caller who is not asked to sign in: for the
@@ -59,13 +63,17 @@ func API(local *groups.Service, svc *idp.Service, actor groups.Actor, log logrus
 func (s *Site) api() http.Handler { return s.serveAPI(s.caller) }
 
 func (s *Site) serveAPI(who func(*http.Request) (caller, error)) http.Handler {
-	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, backups: s.cfg.Backups, audit: s.cfg.Auditor}
+	a := &apiServer{groups: s.groups, idp: s.idp, now: s.cfg.Now, who: who, fail: s.problem, log: s.log, backups: s.cfg.Backups, audit: s.cfg.Auditor, applying: make(chan struct{}, 1)}
 	router := newRouter(a.routes(), func(w http.ResponseWriter, r *http.Request, status int) {
 		s.problem(w, r, &fault{Status: status, Title: http.StatusText(status), Detail: "The API has no " + r.Method + " at this address; /api/openapi.json lists what it has."})
 	})
 	return s.recovered(s.problem, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		setHeaders(w, apiCSP)
-		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
+		limit := int64(maxJSON)
+		if r.URL.Path == applyPath {
+			limit = maxApply
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, limit)
 		router.ServeHTTP(w, r)
 	}))
 }
@@ -84,29 +92,44 @@ func (a *apiServer) routes() []route {
 		{"DELETE", "/api/v1/sessions/{id}", a.op(a.endSession)},
 		{"GET", "/api/v1/keys", a.op(a.listKeys)},
 		{"POST", "/api/v1/keys/rotate", a.op(a.rotateKeys)},
+		{"GET", "/api/v1/people", a.op(a.searchPeople)},
 		{"GET", "/api/v1/groups", a.op(a.listGroups)},
 		{"POST", "/api/v1/groups", a.op(a.createGroup)},
 		{"GET", "/api/v1/groups/{name}", a.op(a.getGroup)},
+		{"PATCH", "/api/v1/groups/{name}", a.op(a.editGroup)},
 		{"DELETE", "/api/v1/groups/{name}", a.op(a.deleteGroup)},
+		{"GET", "/api/v1/groups/{name}/containing", a.op(a.listContaining)},
+		{"GET", "/api/v1/groups/{name}/everyone", a.op(a.listEveryone)},
+		{"GET", "/api/v1/groups/{name}/members", a.op(a.listMembers)},
 		{"POST", "/api/v1/groups/{name}/members", a.op(a.addMember)},
+		{"GET", "/api/v1/groups/{name}/members/{kind}/{id}", a.op(a.getMember)},
 		{"DELETE", "/api/v1/groups/{name}/members/{kind}/{id}", a.op(a.removeMember)},
+		{"POST", applyPath, a.called(a.apply)},
+		{"GET", exportPath, a.called(a.export)},
 	}
 }
 
-// op serves one operation: who calls, what they get.
-func (a *apiServer) op(h func(*http.Request, caller) (int, any, error)) http.Handler {
+// called serves one operation to who calls it.
+func (a *apiServer) called(h func(http.ResponseWriter, *http.Request, caller) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, err := a.who(r)
+		if err == nil {
+			err = h(w, r, c)
+		}
 		if err != nil {
 			a.fail(w, r, err)
-			return
 		}
+	})
+}
+
+// op serves one operation whose answer is a JSON document.
+func (a *apiServer) op(h func(*http.Request, caller) (int, any, error)) http.Handler {
+	return a.called(func(w http.ResponseWriter, r *http.Request, c caller) error {
 		status, body, err := h(r, c)
-		if err != nil {
-			a.fail(w, r, err)
-			return
+		if err == nil {
+			writeJSON(w, status, "application/json", body)
 		}
-		writeJSON(w, status, "application/json", body)
+		return err
 	})
 }
 
@@ -150,71 +173,6 @@ func listClusters(_ *http.Request, c caller) (int, any, error) {
 	return http.StatusOK, list, err
 }
 
-func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
-	all, err := a.groups.List(r.Context(), c.actor)
-	if err != nil {
-		return 0, nil, err
-	}
-	list := api.GroupList{Groups: make([]api.Group, 0, len(all))}
-	for _, g := range all {
-		wire := a.wire(g)
-		wire.Members = nil
-		list.Groups = append(list.Groups, wire)
-	}
-	return http.StatusOK, list, nil
-}
-
-func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {
-	var in struct {
-		Name        string `json:"name"`
-		Description string `json:"description"`
-	}
-	if err := decode(r, &in); err != nil {
-		return 0, nil, err
-	}
-	g, err := a.groups.Create(r.Context(), c.actor, in.Name, in.Description)
-	return http.StatusCreated, a.wire(g), err
-}
-
-func (a *apiServer) getGroup(r *http.Request, c caller) (int, any, error) {
-	g, err := a.groups.Get(r.Context(), c.actor, r.PathValue("name"))
-	return http.StatusOK, a.wire(g), err
-}
-
-func (a *apiServer) deleteGroup(r *http.Request, c caller) (int, any, error) {
-	return http.StatusNoContent, nil, a.groups.Delete(r.Context(), c.actor, r.PathValue("name"))
-}
-
-func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
-	var in api.AddMember
-	if err := decode(r, &in); err != nil {
-		return 0, nil, err
-	}
-	m := groups.Member{Reason: in.Reason}
-	if in.End != nil {
-		m.End = in.End.UTC()
-	}
-	name := r.PathValue("name")
-	if err := addMember(r.Context(), a.groups, a.idp.FindPerson, c.actor, name, in.Person, in.DirectoryGroup, m); err != nil {
-		return 0, nil, err
-	}
-	g, err := a.groups.Get(r.Context(), c.actor, name)
-	return http.StatusOK, a.wire(g), err
-}
-
-func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
-	return http.StatusNoContent, nil, a.groups.Remove(r.Context(), c.actor, r.PathValue("name"), groups.Kind(r.PathValue("kind")), r.PathValue("id"))
-}
-
-// wire is g as the API tells it.
-func (a *apiServer) wire(g groups.Group) api.Group {
-	out := api.Group{Name: g.Name, Description: g.Description, Created: when(g.Created), MemberCount: len(g.Members)}
-	for _, m := range g.Members {
-		out.Members = append(out.Members, wireMember(m, a.now()))
-	}
-	return out
-}
-
 func when(t time.Time) *time.Time {
 	if t.IsZero() {
 		return nil
@@ -231,9 +189,10 @@ func sorted(names []string) []string {
 
 // decode reads the one JSON document of r's body into v; a field that v does not
 // have is refused, since a mistyped "end" would make a membership last for ever.
-func decode(r *http.Request, v any) error {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return &fault{Status: 415, Title: "Not JSON", Detail: "Send the body with Content-Type: application/json."}
+func decode(r *http.Request, v any, types ...string) error {
+	types = append(types, "application/json")
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || !slices.Contains(types, kind) {
+		return &fault{Status: 415, Title: "Not JSON", Code: "not-json", Detail: "Send the body with Content-Type: " + strings.Join(types, " or ") + "."}
 	}
 	d := json.NewDecoder(r.Body)
 	d.DisallowUnknownFields()
@@ -248,7 +207,30 @@ func decode(r *http.Request, v any) error {
 	if errors.As(err, &tooLarge) {
 		return errTooLarge
 	}
-	return &fault{Status: 400, Title: "The JSON could not be read", Detail: strings.TrimPrefix(err.Error(), "json: ")}
+	return badJSON(strings.TrimPrefix(err.Error(), "json: "))
+}
+
+func badJSON(detail string) error {
+	return &fault{Status: 400, Title: "The JSON could not be read", Detail: detail, Code: "bad-json"}
+}
+
+// query returns r's query if it has no other parameters than these: a filter with a
+// mistake in its name would let everything through.
+func query(r *http.Request, known ...string) (url.Values, error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, badQuery("The query has a mistake in it: a percent sign or a semicolon is not escaped.")
+	}
+	for name := range q {
+		if !slices.Contains(known, name) {
+			return nil, badQuery("The query has a parameter that is not known here. Known: " + strings.Join(known, ", ") + ".")
+		}
+	}
+	return q, nil
+}
+
+func badQuery(detail string) error {
+	return &fault{Status: 400, Title: "The query could not be read", Detail: detail, Code: "bad-query"}
 }
 
 // problem answers with err as RFC 9457 has it.
@@ -259,9 +241,25 @@ func (s *Site) problem(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="tabard"`)
 		f.Detail = "Send a token of the audience tabard as Authorization: Bearer; tabard login gets one."
 	}
-	writeJSON(w, f.Status, "application/problem+json", api.Problem{
-		Title: f.Title, Status: f.Status, Detail: f.Detail, RequestID: audit.OriginOf(r.Context()).RequestID,
-	})
+	p := api.Problem{Code: f.Code, Title: f.Title, Status: f.Status, Detail: f.Detail, RequestID: audit.OriginOf(r.Context()).RequestID}
+	if f.Code != "" {
+		p.Type = "urn:tabard:problem:" + f.Code
+	}
+	var mismatch *groups.MismatchError
+	if errors.As(err, &mismatch) {
+		g := wireGroup(mismatch.Current)
+		p.Current = &g
+		w.Header().Set("ETag", g.ETag)
+	}
+	var asked *askedError
+	if errors.As(err, &asked) {
+		p.Sent, _ = json.Marshal(asked.sent) // it came as JSON
+	}
+	var contained *groups.ContainedError
+	if errors.As(err, &contained) {
+		p.In = contained.In
+	}
+	writeJSON(w, f.Status, "application/problem+json", p)
 }
 
 func serveOpenAPI(w http.ResponseWriter, _ *http.Request) {
@@ -269,8 +267,12 @@ func serveOpenAPI(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(openAPI)
 }
 
+// writeJSON answers with body, and with its ETag if it is a group.
 func writeJSON(w http.ResponseWriter, status int, contentType string, body any) {
-	if body == nil {
+	if g, ok := body.(api.Group); ok {
+		w.Header().Set("ETag", g.ETag)
+	}
+	if body == nil || status == http.StatusNotModified {
 		w.WriteHeader(status)
 		return
 	}

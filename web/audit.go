@@ -68,10 +68,10 @@ func AuditQuery(v url.Values, now time.Time) (audit.Query, error) {
 		return q, badParam("cursor", "is not one that a search gave")
 	}
 	var err error
-	if q.From, err = instant(get(v, "from"), now); err != nil {
+	if q.From, err = auditTime(get(v, "from"), now); err != nil {
 		return q, badParam("from", err.Error())
 	}
-	if q.To, err = instant(get(v, "to"), now); err != nil {
+	if q.To, err = auditTime(get(v, "to"), now); err != nil {
 		return q, badParam("to", err.Error())
 	}
 	if raw := v.Get("limit"); raw != "" {
@@ -88,8 +88,8 @@ func badParam(name, why string) error {
 	return &fault{Status: 422, Title: "That cannot be searched for", Detail: name + " " + why + "."}
 }
 
-// instant reads a time in one of the forms that AuditQuery takes.
-func instant(s string, now time.Time) (time.Time, error) {
+// auditTime reads a time in one of the forms that AuditQuery takes.
+func auditTime(s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}

@@ -268,3 +268,27 @@ func TestChromiumAudit(t *testing.T) {
 		t.Error(errs)
 	}
 }
+
+// The document has every field of the trail's wire types and no other.
+func TestOpenAPIDescribesAudit(t *testing.T) {
+	var doc struct {
+		Components struct {
+			Schemas map[string]struct{ Properties map[string]any }
+		}
+	}
+	must(t, json.Unmarshal(openAPI, &doc))
+	for _, wire := range []any{api.AuditPage{}, api.AuditEvent{}} {
+		kind := reflect.TypeOf(wire)
+		props := doc.Components.Schemas[kind.Name()].Properties
+		for i := range kind.NumField() {
+			name, _, _ := strings.Cut(kind.Field(i).Tag.Get("json"), ",")
+			if _, ok := props[name]; !ok {
+				t.Errorf("%s.%s is not described", kind.Name(), name)
+			}
+			delete(props, name)
+		}
+		if len(props) > 0 {
+			t.Errorf("%s has not: %v", kind.Name(), props)
+		}
+	}
+}

@@ -132,11 +132,11 @@ func TestChromiumManagesGroups(t *testing.T) {
 		if wide := b.Eval(`document.documentElement.scrollWidth > innerWidth`); wide != false {
 			t.Errorf("at %d the page is wider than the screen", width)
 		}
-		b.Click("td.act a")
+		b.Click("td.act .danger-text")
 		b.WaitFor(`document.querySelector("button.danger") !== null`)
 		b.Click("button.danger")
 		b.WaitFor(`document.querySelector(".empty") !== null`)
-		b.Click(".head a")
+		b.Click(".tools .danger-text")
 		b.WaitFor(`document.querySelector("button.danger") !== null`)
 		b.Click("button.danger")
 		b.WaitFor(`document.querySelector(".banner.good") !== null`)

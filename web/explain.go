@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/tabard-id/tabard/directory"
-	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
 )
@@ -29,7 +28,10 @@ func accountInWords(state directory.State) string { return cmp.Or(stateWords[sta
 // getExplanation answers why somebody has the groups they have: administrators about
 // everybody, others about themselves.
 func (a *apiServer) getExplanation(r *http.Request, c caller) (int, any, error) {
-	q := r.URL.Query()
+	q, err := query(r, "user", "cluster")
+	if err != nil {
+		return 0, nil, err
+	}
 	x, err := a.idp.ExplainTo(r.Context(), c.actor, c.me.Admin, q.Get("user"), q.Get("cluster"))
 	if err != nil {
 		return 0, nil, err
@@ -56,29 +58,20 @@ func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
 	}
 	for _, g := range x.Groups {
 		e := api.ExplainedGroup{Name: g.Name, Path: g.Path}
-		for _, m := range g.Through {
-			e.Through = append(e.Through, wireMember(m, now))
+		for _, p := range g.Paths {
+			e.Paths = append(e.Paths, wirePath(p, now))
 		}
 		out.Groups = append(out.Groups, e)
 	}
 	for _, l := range x.LeftOut {
 		e := api.LeftOut{Name: l.Name, DN: l.DN, Rule: l.Rule}
-		if l.Through != nil {
-			m := wireMember(*l.Through, now)
-			e.Through = &m
+		if l.Path != nil {
+			p := wirePath(*l.Path, now)
+			e.Path = &p
 		}
 		out.LeftOut = append(out.LeftOut, e)
 	}
 	return out
-}
-
-// wireMember is m as the API tells it.
-func wireMember(m groups.Member, now time.Time) api.Member {
-	return api.Member{
-		Kind: string(m.Kind), ID: m.ID, Name: m.Name, End: when(m.End),
-		Ended: !m.End.IsZero() && !m.End.After(now), Reason: m.Reason,
-		GrantedBy: m.GrantedBy, GrantedByName: m.GrantedByName, GrantedAt: when(m.GrantedAt),
-	}
 }
 
 // explainPage is the form, and what it was asked.
@@ -87,8 +80,44 @@ type explainPage struct {
 	Clusters      []string
 	Error, Detail string
 	Explained     *idp.Explanation
+	In            []inToken
+	Out           []leftOut
 	Account       string // its state in words
 	Claims        string // as JSON
+}
+
+// inToken is a group in the token: the DNs that lead to a directory's group, the paths
+// that lead to a local one.
+type inToken struct {
+	Name, Href string
+	DNs        []string
+	Paths      []pathView
+}
+
+// leftOut is a group, or a path to one, that a rule keeps out.
+type leftOut struct {
+	idp.LeftOut
+	Path *pathView
+}
+
+// traced is x as the page shows it.
+func (s *Site) traced(v visitor, x idp.Explanation) (in []inToken, out []leftOut) {
+	for _, g := range x.Groups {
+		one := inToken{Name: g.Name, DNs: g.Path, Paths: s.paths(v, g.Paths)}
+		if len(g.Paths) > 0 {
+			one.Href = s.groupHref(v, g.Name)
+		}
+		in = append(in, one)
+	}
+	for _, l := range x.LeftOut {
+		one := leftOut{LeftOut: l}
+		if l.Path != nil {
+			p := s.pathView(v, *l.Path)
+			one.Path = &p
+		}
+		out = append(out, one)
+	}
+	return in, out
 }
 
 // showExplanation explains who is asked about, or who asks.
@@ -107,6 +136,7 @@ func (s *Site) showExplanation(w http.ResponseWriter, r *http.Request, v visitor
 			return fmt.Errorf("show the claims: %w", err)
 		}
 		data.Explained, data.Account, data.Claims = &x, accountInWords(x.Entry.Person.State), string(claims)
+		data.In, data.Out = s.traced(v, x)
 	}
 	return s.render(w, status, "explain", s.pageFor(v, "explain", "Why a group?", data))
 }

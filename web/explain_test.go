@@ -6,14 +6,13 @@ import (
 	"time"
 
 	"github.com/tabard-id/tabard/directory"
-	"github.com/tabard-id/tabard/groups"
 )
 
 func TestExplainPage(t *testing.T) {
 	h := newHouse(t)
 	m := person("bob", 2*time.Hour)
 	m.Reason = "on <call>"
-	h.create("platform", m, groups.Member{Kind: groups.KindDirectoryGroup, ID: "corp:devs", Name: "corp:devs"})
+	h.create("platform", m, directoryGroup("corp:devs"))
 	h.create("short", person("bob", 20*time.Second))
 	admin, bob := h.as("carol"), h.as("bob")
 	for _, c := range []struct {
@@ -23,7 +22,7 @@ func TestExplainPage(t *testing.T) {
 		words  []string
 	}{
 		{admin, "/explain?user=bob&cluster=prod", 200, []string{
-			`<code>uid=bob</code>`, "<option selected>prod</option>", "<code>cn=corp:devs</code>", "by operator: on &lt;call&gt;", "through corp:devs",
+			`<code>uid=bob</code>`, "<option selected>prod</option>", "<code>cn=corp:devs</code>", "by operator, ", "“on &lt;call&gt;”", "<li>corp:devs</li>",
 			"less than tokens.minLifetime", "<code>groups.exclude[0] old</code>", "(uid=bob)", "1.5ms", "&#34;preferred_username&#34;: &#34;bob&#34;", "of at most 16384 bytes"}},
 		{admin, "/explain?user=bob&cluster=vault", 200, []string{"There would be no token", "requires one of the groups nobody-is-in-this"}},
 		{admin, "/explain?user=locked", 200, []string{"There would be no token", "account is locked", "locked in the directory"}},
@@ -42,7 +41,7 @@ func TestExplainPage(t *testing.T) {
 			t.Errorf("%s: %s", c.path, fault)
 		}
 	}
-	want(t, admin.get("/groups"), 200, `action="/explain"`)
+	want(t, admin.get("/groups"), 200, `href="/explain"`)
 	if h.browser().get("/explain?user=bob").status != 303 {
 		t.Error("who is not signed in is not sent to sign in")
 	}

@@ -1,13 +1,15 @@
 package web
 
 import (
-	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strings"
-	"time"
+	"unicode"
 
-	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 )
 
@@ -16,49 +18,212 @@ import (
 var done = map[string]string{
 	"created": "Group created.",
 	"deleted": "Group deleted.",
+	"saved":   "Settings saved.",
+	"renamed": "Group renamed. Bindings in clusters have to name it as it is called now.",
+	"same":    "Nothing was changed.",
 	"added":   "Member added. It counts from their next token.",
+	"changed": "Membership changed. It counts from their next token.",
 	"removed": "Member removed. It counts from their next token.",
 
 	"session-ended":  "Session ended. Tokens it gave out end within minutes.",
 	"sessions-ended": "All other sessions ended. Tokens they gave out end within minutes.",
 }
 
+const (
+	perPage   = 50 // rows of a table
+	maxLabels = 16 // labels that one listing is narrowed by
+)
+
+// chip is one part of a filter: what it says, and where the page is without it.
+type chip struct{ Text, URL string }
+
+// groupRow is one group of the list.
+type groupRow struct {
+	groups.Group
+	Labels        []label // the first few
+	More          int     // labels beyond them
+	Owned, Member bool    // by and of the visitor
+}
+
+// label is a label with the listing of all groups that carry it.
+type label struct{ Text, URL string }
+
 // groupsPage is the list with the form to create one.
 type groupsPage struct {
-	Groups            []groups.Group
-	Total             int
+	Rows              []groupRow
 	Query             string
+	LabelFilter       []string // "key=value" or "key"
+	Cluster           string
+	Mine              bool
+	Clusters          []string
+	Username          string // of the visitor
+	Chips             []chip
+	First, Next       string // URLs; "" where there is no such page
 	Name, Description string // as typed, after a refusal
 	Error, Detail     string
 }
 
+// Narrowed says that a filter leaves groups out.
+func (p groupsPage) Narrowed() bool { return len(p.Chips) > 0 }
+
 func (s *Site) listGroups(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.renderGroups(w, r, http.StatusOK, v, groupsPage{Query: strings.TrimSpace(r.URL.Query().Get("q"))})
+	return s.renderGroups(w, r, http.StatusOK, v, groupsPage{})
 }
 
 func (s *Site) renderGroups(w http.ResponseWriter, r *http.Request, status int, v visitor, data groupsPage) error {
-	all, err := s.groups.List(r.Context(), v.actor)
-	if err != nil {
-		return err
-	}
-	q := strings.ToLower(data.Query)
-	for _, g := range all {
-		if strings.Contains(strings.ToLower(g.Name+"\n"+g.Description), q) {
-			data.Groups = append(data.Groups, g)
+	q := r.URL.Query()
+	data.Query, data.Cluster, data.Mine = strings.TrimSpace(q.Get("q")), q.Get("cluster"), q.Get("mine") != ""
+	filter := groups.Filter{Query: data.Query, Cluster: data.Cluster, Mine: data.Mine, Labels: map[string]string{}}
+	for _, l := range q["label"] {
+		key, value, _ := strings.Cut(strings.TrimSpace(l), "=")
+		if _, twice := filter.Labels[key]; key != "" && !twice && len(filter.Labels) < maxLabels {
+			filter.Labels[key] = value
+			data.LabelFilter = append(data.LabelFilter, strings.TrimSpace(l))
 		}
 	}
-	data.Total = len(all)
+	page := groups.Page{Cursor: q.Get("after"), Limit: perPage}
+	found, next, err := s.groups.List(r.Context(), v.actor, filter, page)
+	if err != nil {
+		return badPage(err, page)
+	}
+	if data.Rows, err = s.groupRows(v, found); err != nil {
+		return err
+	}
+	data.Clusters, data.Username = s.idp.ClusterNames(), v.sess.Username
+	data.Chips = s.chips(data)
+	data.First, data.Next = turnPages(s.url("/groups"), q, next)
 	p := s.pageFor(v, "groups", "Groups", data)
-	p.Did = done[r.URL.Query().Get("did")]
+	p.Did = done[q.Get("did")]
 	return s.render(w, status, "groups", p)
 }
 
+// groupRows says of each group what the visitor has to do with it.
+func (s *Site) groupRows(v visitor, found []groups.Group) ([]groupRow, error) {
+	in, err := s.groups.Of(v.sess.Sub, v.sess.Groups, s.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	const shown = 3
+	rows := make([]groupRow, len(found))
+	for i, g := range found {
+		labels := s.labels(g.Labels)
+		rows[i] = groupRow{
+			Group: g, Labels: labels[:min(len(labels), shown)], More: max(0, len(labels)-shown), Owned: owns(v.actor, g),
+			Member: slices.ContainsFunc(in, func(e groups.Effective) bool { return e.ID == g.ID }),
+		}
+	}
+	return rows, nil
+}
+
+// owns reports whether a is an owner of g, by themselves or through a group.
+func owns(a groups.Actor, g groups.Group) bool {
+	return slices.ContainsFunc(g.Owners, func(o groups.Ref) bool {
+		switch o.Kind {
+		case groups.KindPerson:
+			return o.ID == a.Sub
+		case groups.KindDirectoryGroup:
+			return slices.Contains(a.Groups, o.ID)
+		}
+		return slices.Contains(a.Groups, o.Name)
+	})
+}
+
+// labels lists a group's labels by key.
+func (s *Site) labels(of map[string]string) []label {
+	out := make([]label, 0, len(of))
+	for key, value := range of {
+		text := key + "=" + value
+		out = append(out, label{text, s.url("/groups?label=" + url.QueryEscape(text))})
+	}
+	slices.SortFunc(out, func(a, b label) int { return strings.Compare(a.Text, b.Text) })
+	return out
+}
+
+// chips is what narrows the list, each with the way to the list without it.
+func (s *Site) chips(p groupsPage) []chip {
+	without := func(drop string) string {
+		q := url.Values{}
+		set := func(key, value string) {
+			if value != "" && key+value != drop {
+				q.Add(key, value)
+			}
+		}
+		set("q", p.Query)
+		set("cluster", p.Cluster)
+		for _, l := range p.LabelFilter {
+			set("label", l)
+		}
+		if p.Mine {
+			set("mine", "1")
+		}
+		return withQuery(s.url("/groups"), q)
+	}
+	var chips []chip
+	if p.Query != "" {
+		chips = append(chips, chip{"“" + p.Query + "”", without("q" + p.Query)})
+	}
+	for _, l := range p.LabelFilter {
+		chips = append(chips, chip{"label " + l, without("label" + l)})
+	}
+	if p.Cluster != "" {
+		chips = append(chips, chip{"on " + p.Cluster, without("cluster" + p.Cluster)})
+	}
+	if p.Mine {
+		chips = append(chips, chip{"owned by me", without("mine1")})
+	}
+	return chips
+}
+
+// turnPages returns where the first and the next page of the listing at path are, ""
+// where there is none. q is the query of the page that is shown.
+func turnPages(path string, q url.Values, next string) (firstURL, nextURL string) {
+	q = maps.Clone(q)
+	after := q.Get("after")
+	q.Del("did")
+	q.Del("after")
+	if after != "" {
+		firstURL = withQuery(path, q)
+	}
+	if next != "" {
+		q.Set("after", next)
+		nextURL = withQuery(path, q)
+	}
+	return firstURL, nextURL
+}
+
+// badPage says in words for readers that the address of a page has a cursor that no
+// listing gave out.
+func badPage(err error, p groups.Page) error {
+	if p.Cursor != "" && errors.Is(err, groups.ErrInvalid) {
+		return &fault{Status: http.StatusBadRequest, Title: "There is no such page of the list", Detail: "The address has a mistake in it. Go back to the first page."}
+	}
+	return err
+}
+
+func withQuery(path string, q url.Values) string {
+	if len(q) == 0 {
+		return path
+	}
+	return path + "?" + q.Encode()
+}
+
+// createGroup makes a group. Where people would take its name for that of another, it
+// asks first.
 func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
 	if err := parseForm(r); err != nil {
 		return err
 	}
 	name, description := strings.TrimSpace(r.PostForm.Get("name")), strings.TrimSpace(r.PostForm.Get("description"))
-	g, err := s.groups.Create(r.Context(), v.actor, name, description)
+	if alike := s.groups.Lookalikes(name); v.admin && len(alike) > 0 && r.PostForm.Get("sure") != name {
+		p := s.pageFor(v, "groups", "Create "+name, confirmation{
+			Heading: "Create " + name + " all the same?", Effects: lookalikeWords(name, alike),
+			Hidden: url.Values{"name": {name}, "description": {description}, "sure": {name}},
+			Action: s.url("/groups"), Button: "Create all the same", Cancel: "Back to groups", CancelURL: s.url("/groups"),
+		})
+		p.Crumbs = s.crumbs("")
+		return s.render(w, http.StatusOK, "confirm", p)
+	}
+	g, err := s.groups.Create(r.Context(), v.actor, groups.Settings{Name: name, Description: description})
 	if f := explain(err); err != nil && correctable(f) {
 		return s.renderGroups(w, r, f.Status, v, groupsPage{Name: name, Description: description, Error: f.Title, Detail: f.Detail})
 	} else if err != nil {
@@ -67,184 +232,38 @@ func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 	return s.see(w, r, groupPath(g.Name)+"?did=created")
 }
 
+// lookalikeWords warns that people would take name for one of alike.
+func lookalikeWords(name string, alike []string) []string {
+	words := []string{"Clusters tell these names apart; people may not."}
+	for _, other := range alike {
+		words = append(words, fmt.Sprintf("%s looks like %s.", spelled(name), spelled(other)))
+	}
+	return words
+}
+
+// spelled is name with the code point behind every letter that is not ASCII, so that
+// look-alikes show.
+func spelled(name string) string {
+	var b strings.Builder
+	for _, r := range name {
+		b.WriteRune(r)
+		if r > unicode.MaxASCII {
+			fmt.Fprintf(&b, " (%U) ", r)
+		}
+	}
+	return strings.TrimSpace(b.String())
+}
+
 // correctable says whether the person can put it right in the form they sent.
 func correctable(f fault) bool {
 	return f.Status == http.StatusUnprocessableEntity || f.Status == http.StatusConflict || f.Status == http.StatusServiceUnavailable
 }
 
-// groupPageData is one group with the form to add a member.
-type groupPageData struct {
-	groups.Group
-	Add           addForm
-	Error, Detail string
-	Lifetimes     []lifetime
-}
-
-// addForm is what was typed into "Add member".
-type addForm struct{ Kind, Who, For, Reason string }
-
-// lifetime is a choice of how long a membership lasts. Lengths rather than dates:
-// a plain form does not know the time zone of its reader.
-type lifetime struct {
-	Value, Text string
-	d           time.Duration
-}
-
-var lifetimes = []lifetime{
-	{"", "until removed", 0},
-	{"1h", "1 hour", time.Hour},
-	{"8h", "8 hours", 8 * time.Hour},
-	{"1d", "1 day", 24 * time.Hour},
-	{"7d", "7 days", 7 * 24 * time.Hour},
-	{"30d", "30 days", 30 * 24 * time.Hour},
-	{"90d", "90 days", 90 * 24 * time.Hour},
-	{"365d", "1 year", 365 * 24 * time.Hour},
-}
-
-func (s *Site) showGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
-	return s.renderGroup(w, r, http.StatusOK, v, groupPageData{})
-}
-
-func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v visitor, data groupPageData) error {
-	var err error
-	if data.Group, err = s.groups.Get(r.Context(), v.actor, r.PathValue("name")); err != nil {
-		return err
+// crumbs is the way to the pages of a group, "" for the list.
+func (s *Site) crumbs(group string) []crumb {
+	way := []crumb{{"Groups", s.url("/groups")}}
+	if group != "" {
+		way = append(way, crumb{group, s.url(groupPath(group))})
 	}
-	data.Lifetimes = lifetimes
-	p := s.pageFor(v, "groups", data.Name, data)
-	p.Crumbs = []crumb{{"Groups", s.url("/groups")}}
-	p.Did = done[r.URL.Query().Get("did")]
-	return s.render(w, status, "group", p)
-}
-
-func (s *Site) addMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
-	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
-	form := addForm{get("kind"), get("who"), get("for"), get("reason")}
-	err := s.addTyped(r.Context(), v.actor, r.PathValue("name"), form)
-	if f := explain(err); err != nil && correctable(f) {
-		return s.renderGroup(w, r, f.Status, v, groupPageData{Add: form, Error: f.Title, Detail: f.Detail})
-	} else if err != nil {
-		return err
-	}
-	return s.see(w, r, groupPath(r.PathValue("name"))+"?did=added")
-}
-
-// addTyped adds what was typed into the form.
-func (s *Site) addTyped(ctx context.Context, a groups.Actor, group string, form addForm) error {
-	m := groups.Member{Reason: form.Reason}
-	known := false
-	for _, l := range lifetimes {
-		if l.Value == form.For {
-			known = true
-			if l.d > 0 {
-				m.End = s.cfg.Now().Add(l.d).UTC().Truncate(time.Second)
-			}
-		}
-	}
-	if !known {
-		return errBadForm
-	}
-	find := s.idp.FindPerson
-	switch groups.Kind(form.Kind) {
-	case groups.KindPerson:
-		return addMember(ctx, s.groups, find, a, group, form.Who, "", m)
-	case groups.KindDirectoryGroup:
-		return addMember(ctx, s.groups, find, a, group, "", form.Who, m)
-	}
-	return errBadForm
-}
-
-// FindPerson looks somebody up by what they type at sign-in, or by sub. Its errors
-// are those of idp.Service.FindPerson.
-type FindPerson func(ctx context.Context, loginOrSub string) (directory.Person, error)
-
-// addMember adds a person, found in a directory, or a directory group to group.
-// Who may not look at the group learns nothing of who is in a directory.
-func addMember(ctx context.Context, g *groups.Service, find FindPerson, a groups.Actor, group, person, directoryGroup string, m groups.Member) error {
-	if (person == "") == (directoryGroup == "") {
-		return &fault{Status: 422, Title: "Who is missing", Detail: "Name one person or one directory group."}
-	}
-	m.Kind, m.ID, m.Name = groups.KindDirectoryGroup, directoryGroup, directoryGroup
-	if person != "" {
-		if _, err := g.Get(ctx, a, group); err != nil {
-			return err
-		}
-		p, err := find(ctx, person)
-		if err != nil {
-			return fmt.Errorf("find %q: %w", person, err)
-		}
-		m.Kind, m.ID, m.Name = groups.KindPerson, p.Sub(), p.Username
-	}
-	return g.Add(ctx, a, group, m)
-}
-
-func (s *Site) confirmRemove(w http.ResponseWriter, r *http.Request, v visitor) error {
-	g, err := s.groups.Get(r.Context(), v.actor, r.PathValue("name"))
-	if err != nil {
-		return err
-	}
-	kind, id := groups.Kind(r.URL.Query().Get("kind")), r.URL.Query().Get("id")
-	for _, m := range g.Members {
-		if m.Kind == kind && m.ID == id {
-			return s.render(w, http.StatusOK, "confirm", s.confirmRemoval(v, g, m))
-		}
-	}
-	return fmt.Errorf("member %s of %s: %w", id, g.Name, groups.ErrNotFound)
-}
-
-func (s *Site) confirmRemoval(v visitor, g groups.Group, m groups.Member) page {
-	effect := fmt.Sprintf("%s loses group %s and what clusters give it, with the next token.", m.Name, g.Name)
-	if m.Kind == groups.KindDirectoryGroup {
-		effect = fmt.Sprintf("Everyone in %s loses group %s and what clusters give it, with their next token, unless they are in it another way.", m.ID, g.Name)
-	}
-	p := s.pageFor(v, "groups", "Remove "+m.Name, confirmation{
-		Heading: "Remove " + m.Name + " from " + g.Name + "?", Effect: effect, Danger: true,
-		Hidden: map[string]string{"kind": string(m.Kind), "id": m.ID},
-		Action: s.url(groupPath(g.Name) + "/remove"), Button: "Remove " + m.Name,
-		Cancel: "Keep", CancelURL: s.url(groupPath(g.Name)),
-	})
-	p.Crumbs = []crumb{{"Groups", s.url("/groups")}, {g.Name, s.url(groupPath(g.Name))}}
-	return p
-}
-
-func (s *Site) removeMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
-	name := r.PathValue("name")
-	err := s.groups.Remove(r.Context(), v.actor, name, groups.Kind(r.PostForm.Get("kind")), r.PostForm.Get("id"))
-	if err != nil {
-		return err
-	}
-	return s.see(w, r, groupPath(name)+"?did=removed")
-}
-
-func (s *Site) confirmDelete(w http.ResponseWriter, r *http.Request, v visitor) error {
-	g, err := s.groups.Get(r.Context(), v.actor, r.PathValue("name"))
-	if err != nil {
-		return err
-	}
-	effect := "It has no members: nobody loses anything. Bindings in clusters that name it stay, and give nothing."
-	if n := len(g.Members); n == 1 {
-		effect = "Its one member loses it, and what clusters give it, with the next token. This cannot be undone."
-	} else if n > 1 {
-		effect = fmt.Sprintf("Its %d members lose it, and what clusters give it, with their next tokens. This cannot be undone.", n)
-	}
-	p := s.pageFor(v, "groups", "Delete "+g.Name, confirmation{
-		Heading: "Delete group " + g.Name + "?", Effect: effect, Danger: true,
-		Action: s.url(groupPath(g.Name) + "/delete"), Button: "Delete " + g.Name,
-		Cancel: "Keep", CancelURL: s.url(groupPath(g.Name)),
-	})
-	p.Crumbs = []crumb{{"Groups", s.url("/groups")}, {g.Name, s.url(groupPath(g.Name))}}
-	return s.render(w, http.StatusOK, "confirm", p)
-}
-
-func (s *Site) deleteGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := s.groups.Delete(r.Context(), v.actor, r.PathValue("name")); err != nil {
-		return err
-	}
-	return s.see(w, r, "/groups?did=deleted")
+	return way
 }

@@ -158,6 +158,13 @@ func (m *memory) Append(_ context.Context, e audit.Event) error {
 	return nil
 }
 
+func (m *memory) AppendAll(_ context.Context, events []audit.Event) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.events = append(m.events, events...)
+	return nil
+}
+
 // house is a Tabard without its provider: real store, idp and groups.
 type house struct {
 	*httptest.Server
@@ -166,6 +173,7 @@ type house struct {
 	idp    *idp.Service
 	groups *groups.Service
 	corp   *people
+	lab    *people
 	trail  *memory
 }
 
@@ -194,23 +202,23 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 	keys, err := idp.OpenKeys(t.Context(), st, idp.KeyConfig{Algorithms: cfg.KeyAlgorithms(), Retain: cfg.LongestToken()}, log, nil)
 	must(t, err)
 	t.Cleanup(keys.Close)
-	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins"}, Reserved: cfg.DirectoryPrefixes}, log)
+	h.groups, err = groups.Open(t.Context(), st, h.trail, groups.Config{Admins: []string{"corp:admins", "admins"}, Reserved: cfg.DirectoryPrefixes, Clusters: []string{"prod", "vault"}}, log)
 	must(t, err)
 	t.Cleanup(h.groups.Close)
 	h.corp = directoryOf("corp",
 		directory.Person{Username: "alice", Name: "Alice Ångström", Email: "alice@corp.example"},
-		directory.Person{Username: "bob", Name: "Bob"}, directory.Person{Username: "carol", Name: "Carol"},
+		directory.Person{Username: "bob", Name: "Bob"}, directory.Person{Username: "dora", Name: "Dora"}, directory.Person{Username: "carol", Name: "Carol"},
 		directory.Person{Username: "twin", Name: "Twin"},
 		directory.Person{Username: "disabled", State: directory.Disabled}, directory.Person{Username: "locked", State: directory.Locked},
 		directory.Person{Username: "expired", State: directory.Expired}, directory.Person{Username: "stale", State: directory.PasswordExpired},
 		directory.Person{Username: "fresh", State: directory.MustChange})
-	lab := directoryOf("lab", directory.Person{Username: "twin", Name: "Twin"})
+	h.lab = directoryOf("lab", directory.Person{Username: "twin", Name: "Twin"})
 	sessions, err := idp.OpenSessions(t.Context(), st, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(sessions.Close)
-	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, lab}, Keys: keys, Sessions: sessions, Log: log})
+	h.idp, err = idp.New(t.Context(), cfg, idp.Parts{Store: st, Trail: h.trail, Groups: h.groups, Directories: []idp.Directory{h.corp, h.lab}, Keys: keys, Sessions: sessions, Log: log})
 	must(t, err)
 	h.site, err = New(Config{Brand: "Corp & Co"}, h.idp, h.groups, log)
 	must(t, err)
@@ -335,21 +343,42 @@ func want(t *testing.T, got answer, status int, words ...string) {
 	}
 }
 
+// operator acts on the groups as the command does that opens the store itself.
+func operator() groups.Actor { return groups.Actor{Operator: true, Name: "operator"} }
+
 // create makes a group with members, as the operator does.
 func (h *house) create(name string, members ...groups.Member) {
 	h.t.Helper()
-	operator := groups.Actor{Operator: true, Name: "operator"}
-	_, err := h.groups.Create(h.t.Context(), operator, name, "")
+	h.make(groups.Settings{Name: name}, members...)
+}
+
+func (h *house) make(set groups.Settings, members ...groups.Member) {
+	h.t.Helper()
+	_, err := h.groups.Create(h.t.Context(), operator(), set)
 	must(h.t, err)
 	for _, m := range members {
-		must(h.t, h.groups.Add(h.t.Context(), operator, name, m))
+		_, err := h.groups.Add(h.t.Context(), operator(), set.Name, 0, m)
+		must(h.t, err)
 	}
 }
 
+// person is a membership of somebody of corp.
 func person(name string, left time.Duration) groups.Member {
-	m := groups.Member{Kind: groups.KindPerson, ID: "corp.id-" + name, Name: name}
+	m := groups.Member{Ref: personRef(name)}
 	if left > 0 {
 		m.End = time.Now().Add(left)
 	}
 	return m
+}
+
+func personRef(name string) groups.Ref {
+	return groups.Ref{Kind: groups.KindPerson, ID: "corp.id-" + name, Name: name}
+}
+
+func directoryGroup(name string) groups.Member {
+	return groups.Member{Ref: groups.Ref{Kind: groups.KindDirectoryGroup, ID: name, Name: name}}
+}
+
+func localGroup(name string) groups.Member {
+	return groups.Member{Ref: groups.Ref{Kind: groups.KindGroup, Name: name}}
 }

@@ -70,7 +70,8 @@ type page struct {
 	Who          string // display name; "" when nobody is signed in
 	Admin        bool
 	Crumbs       []crumb
-	Did          string // what was just done, in words
+	Did          string   // what was just done, in words
+	Scripts      []string // assets besides the one that every page has
 	Data         any
 }
 
@@ -85,8 +86,10 @@ type message struct {
 
 // confirmation asks once more, and names the effect.
 type confirmation struct {
-	Heading, Effect   string
-	Hidden            map[string]string
+	Heading           string
+	Notice            string   // why it is asked again; "" the first time
+	Effects           []string // a paragraph each
+	Hidden            url.Values
 	Action, Button    string
 	Cancel, CancelURL string
 	Danger            bool
@@ -115,7 +118,7 @@ func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 		return nil, err
 	}
 	sets := map[string]*template.Template{}
-	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "explain", "audit", "sessions"} {
+	for _, name := range []string{"signin", "message", "confirm", "device", "deviceconfirm", "home", "groups", "group", "groupedit", "everyone", "explain", "audit", "sessions"} {
 		set, err := shared.Clone()
 		if err != nil {
 			return nil, err

@@ -69,7 +69,7 @@ func plain(h http.Handler) echo.HandlerFunc {
 // refusal of posts that another site made the browser send.
 func (s *Site) guard(next http.Handler) http.Handler {
 	return s.recovered(s.fail, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		setHeaders(w, fmt.Sprintf(pageCSP, ""))
+		setHeaders(w, formCSP("")+"; connect-src 'self'") // pick lists ask the API
 		if err := s.csrf.Check(r); err != nil {
 			s.fail(w, r, errCrossSite)
 			return

@@ -129,16 +129,19 @@ func (s *Site) showSignOut(w http.ResponseWriter, r *http.Request) error {
 	if err != nil && !errors.Is(err, idp.ErrNoSession) && !errors.Is(err, idp.ErrUnavailable) && !errors.Is(err, idp.ErrNoAccess) {
 		return err // but signing out needs neither a directory nor a right
 	}
-	c := confirmation{
-		Heading: "Sign out?", Action: s.url("/sign-out"), Button: "Sign out", Cancel: "Stay signed in", CancelURL: s.url("/"),
-		Effect: "This browser forgets you, and the tokens it was given are not renewed.",
-		Hidden: map[string]string{"request": sealed},
-	}
+	effect := "This browser forgets you, and the tokens it was given are not renewed."
 	if out.ClientName != "" {
-		c.Effect = out.ClientName + " asks to sign you out. " + c.Effect
+		effect = out.ClientName + " asks to sign you out. " + effect
 	}
 	if sess != nil {
-		c.Effect = "You are signed in as " + sess.Username + ". " + c.Effect
+		effect = "You are signed in as " + sess.Username + ". " + effect
+	}
+	c := confirmation{
+		Heading: "Sign out?", Action: s.url("/sign-out"), Button: "Sign out", Cancel: "Stay signed in", CancelURL: s.url("/"),
+		Effects: []string{effect},
+	}
+	if sealed != "" {
+		c.Hidden = url.Values{"request": {sealed}}
 	}
 	w.Header().Set("Content-Security-Policy", formCSP(out.RedirectURI))
 	return s.render(w, http.StatusOK, "confirm", s.newPage("Sign out", c))

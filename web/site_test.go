@@ -265,7 +265,7 @@ func accessFaults(t *testing.T, body string) (faults []string) {
 		switch {
 		case n.Data == "label":
 			labelled[attr(n, "for")] = true
-		case n.Data == "select" || n.Data == "input" && attr(n, "type") != "hidden":
+		case n.Data == "select" || n.Data == "textarea" || n.Data == "input" && attr(n, "type") != "hidden":
 			controls = append(controls, n)
 		case n.Data == "th" && attr(n, "scope") == "":
 			faults = append(faults, "a th without scope")

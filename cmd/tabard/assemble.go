@@ -52,7 +52,7 @@ func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*founda
 	trail, err := audit.Open(cfg.Audit)
 	if err != nil {
 		closeLogged(log, "store", st.Close)
-		return nil, fmt.Errorf("audit: %w", err)
+		return nil, fmt.Errorf("audit.dir: %w", err)
 	}
 	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail), newMetrics()}, nil
 }
@@ -145,7 +145,11 @@ func (a *assembly) openDirectories() ([]*directory.Directory, error) {
 }
 
 func (a *assembly) openGroups(ctx context.Context, f *foundation, log logrus.FieldLogger) (*groups.Service, error) {
-	local, err := groups.Open(ctx, f.store, f.trail, groups.Config{Admins: a.cfg.Admins, Reserved: a.cfg.idp.DirectoryPrefixes}, log)
+	gc := groups.Config{Admins: a.cfg.Admins, Reserved: a.cfg.idp.DirectoryPrefixes}
+	for _, c := range a.cfg.idp.Clusters {
+		gc.Clusters = append(gc.Clusters, c.Name)
+	}
+	local, err := groups.Open(ctx, f.store, f.trail, gc, log)
 	if err != nil {
 		return nil, fmt.Errorf("open the groups: %w", err)
 	}

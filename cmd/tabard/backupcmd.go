@@ -17,13 +17,14 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/backup"
 )
 
 // migrations lead from format 1 of the records to the one this version works with.
-func migrations() []store.Migration { return nil }
+func migrations() []store.Migration { return []store.Migration{groups.Migration()} }
 
 // migrate brings the records up to date. The copy that is made first is a backup: next
 // to the bolt file or, where etcd keeps the records, next to audit.dir.

@@ -29,15 +29,6 @@ func told(t *testing.T, stdin string, want int, args ...string) string {
 	return out.String()
 }
 
-func says(t *testing.T, got string, words ...string) {
-	t.Helper()
-	for _, w := range words {
-		if !strings.Contains(got, w) {
-			t.Errorf("it does not say %q: %s", w, got)
-		}
-	}
-}
-
 // TestBackupOfServer backs up a running server as an administrator, against a real
 // OpenLDAP, and restores the copy into an empty store.
 func TestBackupOfServer(t *testing.T) {

@@ -13,13 +13,13 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestParseUntil(t *testing.T) {
+func TestParseMoment(t *testing.T) {
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	for in, want := range map[string]string{
 		"8h": "2026-11-22T20:00:00Z", "2027-01-31T18:00:00+01:00": "2027-01-31T18:00:00+01:00",
 		"-1h": "", "0s": "", "2020-01-01T00:00:00Z": "", "tomorrow": "",
 	} {
-		end, err := parseUntil(in, now)
+		end, err := parseMoment("--until", in, now)
 		got := ""
 		if err == nil {
 			got = end.Format(time.RFC3339)
@@ -28,30 +28,37 @@ func TestParseUntil(t *testing.T) {
 			t.Errorf("%s: got %s, %v", in, got, err)
 		}
 	}
-	if end, err := parseUntil("", now); end != nil || err != nil {
+	if end, err := parseMoment("--until", "", now); end != nil || err != nil {
 		t.Errorf("no end: %v, %v", end, err)
 	}
 }
 
 func TestRemoveOne(t *testing.T) {
 	removed := ""
-	c := api.NewClient("http://store", &http.Client{Transport: handlerTransport{http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	c := api.NewClient("http://store", &http.Client{Transport: &handlerTransport{h: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			list := api.MemberList{}
+			for _, m := range []api.Ref{{Kind: api.KindPerson, ID: "corp.1", Name: "bob"}, {Kind: api.KindPerson, ID: "corp.2", Name: "ann"}, {Kind: api.KindPerson, ID: "lab.2", Name: "ann"}, {Kind: api.KindDirectoryGroup, ID: "corp:a/b", Name: "corp:a/b"}, {Kind: api.KindGroup, ID: "g1", Name: "devs"}} {
+				if m.Kind == r.URL.Query().Get("kind") {
+					list.Members = append(list.Members, api.Member{Ref: m})
+				}
+			}
+			_ = json.NewEncoder(w).Encode(list)
+			return
+		}
 		removed = r.Method + " " + r.URL.EscapedPath()
-		w.WriteHeader(http.StatusNoContent)
+		_, _ = w.Write([]byte("{}"))
 	})}}, nil)
-	g := api.Group{Name: "platform", Members: []api.Member{
-		{Kind: api.KindPerson, ID: "corp.1", Name: "bob"}, {Kind: api.KindPerson, ID: "corp.2", Name: "ann"}, {Kind: api.KindPerson, ID: "lab.2", Name: "ann"},
-		{Kind: api.KindDirectoryGroup, ID: "corp:a/b", Name: "corp:a/b"},
-	}}
 	for _, tc := range []struct{ kind, name, request, err string }{
 		{api.KindPerson, "Bob", "DELETE /api/v1/groups/platform/members/person/corp.1", ""},
 		{api.KindPerson, "lab.2", "DELETE /api/v1/groups/platform/members/person/lab.2", ""},
 		{api.KindDirectoryGroup, "corp:a/b", "DELETE /api/v1/groups/platform/members/directoryGroup/corp:a%2Fb", ""},
+		{api.KindGroup, "devs", "DELETE /api/v1/groups/platform/members/group/g1", ""},
 		{api.KindPerson, "ann", "", "ann is more than one member of platform: name one by id: corp.2, lab.2"},
 		{api.KindPerson, "corp:a/b", "", "corp:a/b is not in platform: `tabard groups show platform` lists who is"},
 	} {
 		removed = ""
-		err := removeOne(t.Context(), c, g, tc.kind, tc.name)
+		err := removeOne(t.Context(), c, "platform", named{tc.kind, tc.name})
 		if removed != tc.request || err == nil != (tc.err == "") || err != nil && err.Error() != tc.err {
 			t.Errorf("%s: %q, %v", tc.name, removed, err)
 		}

@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -192,11 +191,10 @@ func (d *demoRun) findPlugin() error {
 
 // addGroup makes the local group of the story.
 func (d *demoRun) addGroup(c *api.Client) error {
-	all, err := c.Groups(d.cmd.Context())
-	if err != nil || slices.ContainsFunc(all, func(g api.Group) bool { return g.Name == demoGroup }) {
-		return err
+	_, err := c.CreateGroup(d.cmd.Context(), api.Settings{Name: demoGroup, Description: "May look at the pods of the demo cluster"})
+	if api.HasCode(err, api.CodeExists) {
+		return nil
 	}
-	_, err = c.CreateGroup(d.cmd.Context(), demoGroup, "May look at the pods of the demo cluster")
 	return err
 }
 

@@ -59,8 +59,8 @@ func explanationRows(x api.Explanation) [][]string {
 	}
 	for _, l := range x.LeftOut {
 		what := l.DN
-		if l.Through != nil {
-			what, _ = membership(*l.Through)
+		if l.Path != nil {
+			what = pathText(*l.Path)
 		}
 		rows = append(rows, []string{l.Name, l.Rule, what})
 	}
@@ -101,38 +101,40 @@ func tokenRows(t api.ExplainedToken) [][]string {
 	return rows
 }
 
-// whyRows has a row for each way that g came in.
+// whyRows has a row for each way that g came in, and below a way through groups one for
+// each step of it.
 func whyRows(g api.ExplainedGroup) [][]string {
 	var rows [][]string
 	if len(g.Path) > 0 {
 		rows = append(rows, []string{g.Name, strings.Join(g.Path, " > "), "with the directory"})
 	}
-	for _, m := range g.Through {
-		why, until := membership(m)
-		rows = append(rows, []string{g.Name, why, until})
+	for _, p := range g.Paths {
+		if len(p.Steps) == 1 {
+			rows = append(rows, []string{g.Name, pathText(p) + ", " + granted(p.Steps[0].Member), untilText(p)})
+			continue
+		}
+		rows = append(rows, []string{g.Name, pathText(p), untilText(p)})
+		for _, s := range p.Steps {
+			one := api.Path{Steps: []api.Step{s}, Begin: s.Member.Begin, End: s.Member.End}
+			rows = append(rows, []string{"", "  " + memberName(s.Member.Ref) + " in " + s.Group + ", " + granted(s.Member), untilText(one)})
+		}
 	}
 	return rows
 }
 
-// membership says which membership it is, who granted it, when and why; and until when.
-func membership(m api.Member) (why, until string) {
-	why, until = "member", "removed"
-	if m.Kind == api.KindDirectoryGroup {
-		why = "member through " + m.ID
-	}
-	if m.GrantedByName != "" {
-		why += ", added by " + m.GrantedByName
+// granted says who granted a membership, when and why.
+func granted(m api.Member) string {
+	text := "added"
+	if by := cmp.Or(m.GrantedByName, m.GrantedBy); by != "" {
+		text += " by " + by
 	}
 	if m.GrantedAt != nil {
-		why += " at " + clock(*m.GrantedAt)
+		text += " at " + clock(*m.GrantedAt)
 	}
 	if m.Reason != "" {
-		why += ": " + m.Reason
+		text += ": " + m.Reason
 	}
-	if m.End != nil {
-		until = clock(*m.End)
-	}
-	return why, until
+	return text
 }
 
 func clock(t time.Time) string { return t.Local().Format(time.RFC3339) }

@@ -51,7 +51,7 @@ Claim                azp                                                       k
 Claim                email                                                     alice@example.org
 Claim                email_verified                                            true
 Claim                exp                                                       TIME
-Claim                groups                                                    2 values
+Claim                groups                                                    3 values
 Claim                iat                                                       TIME
 Claim                iss                                                       https://id.corp.example
 Claim                name                                                      Alice Adams
@@ -61,14 +61,18 @@ Claim                sub                                                       c
 
 GROUP IN THE TOKEN   WHY                                                       UNTIL
 corp:all-devs        cn=devs,ou=groups,dc=example,dc=org > cn=all-devs,ou=groups,dc=example,dc=org with the directory
-platform             member through corp:devs, added by operator at TIME       removed
-platform             member, added by operator at TIME: on call                TIME
+platform             corp:devs → platform, added by operator at TIME           removed
+platform             alice → team → platform                                   removed
+                       alice in team, added by operator at TIME: joins           removed
+                       team in platform, added by operator at TIME               removed
+platform             alice → platform, added by operator at TIME: on call      TIME
+team                 alice → team, added by operator at TIME: joins            removed
 
 LEFT OUT             RULE                                                      WHAT
 corp:devs            not in clusters[prod].groups.include                      cn=devs,ou=groups,dc=example,dc=org
 corp:devs-old        groups.exclude[0] *-old                                   cn=devs-old,ou=groups,dc=example,dc=org
-late                 ends at TIME: less than tokens.minLifetime (1m0s) is left member, added by operator at TIME
-night                clusters[prod].groups.exclude[0] night                    member, added by operator at TIME
+late                 ends at TIME: less than tokens.minLifetime (1m0s) is left alice → late
+night                clusters[prod].groups.exclude[0] night                    alice → night
 
 QUERY                TIME                                                      ENTRIES BASE FILTER
 `
@@ -88,13 +92,15 @@ func TestExplain(t *testing.T) {
 		}
 		return stdout + stderr
 	}
-	for _, group := range []string{"platform", "late", "night"} {
+	for _, group := range []string{"platform", "late", "night", "team"} {
 		do(exitDone, "groups", "create", group)
 	}
 	do(exitDone, "groups", "add", "platform", "alice", "--until", "8h", "--reason", "on call")
 	do(exitDone, "groups", "add", "platform", "--group", "corp:devs")
 	do(exitDone, "groups", "add", "late", "alice", "--until", "50s")
 	do(exitDone, "groups", "add", "night", "alice")
+	do(exitDone, "groups", "add", "team", "alice", "--reason", "joins")
+	do(exitDone, "groups", "add", "platform", "--local-group", "team")
 
 	got := do(exitDone, "explain", "alice", "--cluster", "prod")
 	table, queries, _ := strings.Cut(got, "QUERY")
@@ -113,7 +119,7 @@ func TestExplain(t *testing.T) {
 		}
 	}
 	var x api.Explanation
-	if err := json.Unmarshal([]byte(do(exitDone, "explain", "alice", "-o", "json")), &x); err != nil || len(x.Groups) != 4 || x.Token.Cluster != "" {
+	if err := json.Unmarshal([]byte(do(exitDone, "explain", "alice", "-o", "json")), &x); err != nil || len(x.Groups) != 5 || x.Token.Cluster != "" {
 		t.Errorf("%v: %+v", err, x)
 	}
 	if got := do(exitDone, "explain", "bob", "--cluster", "prod", "-o", "yaml"); !strings.Contains(got, "refused: 'no access: cluster prod requires one of the groups platform'") {

@@ -1,17 +1,18 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"time"
+	"sync"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -31,7 +32,7 @@ type groupsFlags struct{ server, config, output string }
 func groupsCommand() *cobra.Command {
 	f := &groupsFlags{}
 	cmd := family("groups", "Show and change local groups",
-		f.list(), f.show(), f.create(), f.delete(), f.add(), f.remove())
+		f.list(), f.show(), f.create(), f.edit(), f.rename(), f.delete(), f.add(), f.remove(), f.everyone(), f.export(), f.apply())
 	f.flags(cmd)
 	return cmd
 }
@@ -111,102 +112,228 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 		return err
 	}
 	h := web.API(local, svc, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
-	return do(api.NewClient("http://store", &http.Client{Transport: handlerTransport{h}}, nil))
+	transport := &handlerTransport{h: h}
+	defer transport.running.Wait() // before the store is closed
+	return do(api.NewClient("http://store", &http.Client{Transport: transport}, nil))
 }
 
-// handlerTransport answers requests from a handler in this process.
-type handlerTransport struct{ h http.Handler }
+// handlerTransport answers requests from a handler in this process, while it is written.
+type handlerTransport struct {
+	h       http.Handler
+	running sync.WaitGroup
+}
 
-// RoundTrip implements http.RoundTripper.
-func (t handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+// RoundTrip implements http.RoundTripper. Its goroutine ends when the handler does, whose
+// writes fail once the body is closed.
+func (t *handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	in := r.Clone(r.Context())
 	if in.Body == nil {
 		in.Body = http.NoBody
 	}
-	w := &answer{header: http.Header{}}
-	t.h.ServeHTTP(w, in)
-	return &http.Response{StatusCode: w.code(), Header: w.header, Body: io.NopCloser(&w.body), Request: r, ProtoMajor: 1, ProtoMinor: 1}, nil
+	in.RequestURI = in.URL.RequestURI()
+	body, pipe := io.Pipe()
+	w := &answer{header: http.Header{}, body: pipe, begun: make(chan struct{})}
+	t.running.Go(func() {
+		err := io.ErrUnexpectedEOF // of a handler that panics to break its answer off
+		defer func() {
+			_ = recover()
+			w.begin(http.StatusOK)
+			_ = pipe.CloseWithError(err)
+		}()
+		t.h.ServeHTTP(w, in)
+		err = nil
+	})
+	<-w.begun
+	return &http.Response{StatusCode: w.status, Header: w.sent, Body: body, Request: r, ProtoMajor: 1, ProtoMinor: 1}, nil
 }
 
-// answer is an http.ResponseWriter in memory.
+// answer is an http.ResponseWriter that writes to a reader in this process.
 type answer struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
+	header, sent http.Header
+	status       int // once begun is closed
+	body         *io.PipeWriter
+	begun        chan struct{}
+}
+
+// begin sends the head, once.
+func (a *answer) begin(status int) {
+	if a.status == 0 {
+		a.status, a.sent = status, a.header.Clone()
+		close(a.begun)
+	}
 }
 
 // Header implements http.ResponseWriter.
 func (a *answer) Header() http.Header { return a.header }
 
 // WriteHeader implements http.ResponseWriter.
-func (a *answer) WriteHeader(status int) { a.status = cmp.Or(a.status, status) }
+func (a *answer) WriteHeader(status int) { a.begin(status) }
 
 // Write implements http.ResponseWriter.
-func (a *answer) Write(b []byte) (int, error) { return a.body.Write(b) }
-
-func (a *answer) code() int { return cmp.Or(a.status, http.StatusOK) }
+func (a *answer) Write(b []byte) (int, error) {
+	a.begin(http.StatusOK)
+	return a.body.Write(b)
+}
 
 func (f *groupsFlags) list() *cobra.Command {
-	return f.command("list", "List the local groups", cobra.NoArgs, func(cmd *cobra.Command, c *api.Client, _ []string) error {
-		all, err := c.Groups(cmd.Context())
+	var filter api.GroupFilter
+	cmd := f.command("list", "List local groups", cobra.NoArgs, func(cmd *cobra.Command, c *api.Client, _ []string) error {
+		all, err := collect(c.Groups(cmd.Context(), filter))
 		if err != nil {
 			return err
 		}
 		return write(cmd.OutOrStdout(), f.output, api.GroupList{Groups: all}, func() [][]string {
-			rows := [][]string{{"NAME", "MEMBERS", "DESCRIPTION"}}
+			rows := [][]string{{"NAME", "MEMBERS", "CLUSTERS", "LABELS", "DESCRIPTION"}}
 			for _, g := range all {
-				rows = append(rows, []string{g.Name, strconv.Itoa(g.MemberCount), g.Description})
+				rows = append(rows, []string{g.Name, strconv.Itoa(g.MemberCount), orAll(g.Clusters), labelText(g.Labels), g.Description})
 			}
 			return rows
 		})
 	})
+	filterFlags(cmd, &filter)
+	return cmd
+}
+
+func filterFlags(cmd *cobra.Command, f *api.GroupFilter) {
+	cmd.Flags().StringVarP(&f.Query, "query", "q", "", "those with this in their name or description")
+	cmd.Flags().StringArrayVarP(&f.Labels, "label", "l", nil, "those with this label: key=value, or key for any value; may be repeated")
+	cmd.Flags().StringVar(&f.Cluster, "cluster", "", "those that count on this cluster")
+	cmd.Flags().StringVar(&f.Owner, "owner", "", "those that this person owns: a login or subject")
+	cmd.Flags().StringVar(&f.Member, "member", "", "those with this direct member: person:alice, directoryGroup:corp:devs or group:platform")
+	cmd.Flags().BoolVar(&f.Mine, "mine", false, "those that you own")
+}
+
+// collect reads a listing whole; never nil, so that JSON has an array.
+func collect[T any](all iter.Seq2[T, error]) ([]T, error) {
+	out := []T{}
+	for one, err := range all {
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, one)
+	}
+	return out, nil
+}
+
+func orAll(clusters []string) string { return cmp.Or(strings.Join(clusters, ", "), "all") }
+
+// labelText has labels as key=value, sorted.
+func labelText(labels map[string]string) string {
+	var pairs []string
+	for _, k := range slices.Sorted(maps.Keys(labels)) {
+		pairs = append(pairs, k+"="+labels[k])
+	}
+	return strings.Join(pairs, ", ")
+}
+
+// shown is what show tells of a group.
+type shown struct {
+	api.Group
+	ContainedIn []string     `json:"containedIn"`
+	Members     []api.Member `json:"members"`
 }
 
 func (f *groupsFlags) show() *cobra.Command {
-	return f.command("show GROUP", "Show who is in a local group", cobra.ExactArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
-		g, err := c.Group(cmd.Context(), args[0])
-		if err != nil {
+	return f.command("show GROUP", "Show a local group, and who is in it", cobra.ExactArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
+		var s shown
+		var err error
+		if s.Group, err = c.Group(cmd.Context(), args[0]); err != nil {
 			return err
 		}
-		return write(cmd.OutOrStdout(), f.output, g, func() [][]string { return memberRows(g) })
+		if s.ContainedIn, err = c.Containing(cmd.Context(), args[0]); err != nil {
+			return err
+		}
+		if s.Members, err = collect(c.Members(cmd.Context(), args[0], "", "")); err != nil {
+			return err
+		}
+		return write(cmd.OutOrStdout(), f.output, s, func() [][]string {
+			return append(append(groupRows(s.Group, s.ContainedIn), []string{}), memberRows(s.Members)...)
+		})
 	})
 }
 
-func memberRows(g api.Group) [][]string {
-	rows := [][]string{{"MEMBER", "KIND", "ENDS", "GRANTED BY", "REASON", "ID"}}
-	for _, m := range g.Members {
-		kind, ends := "person", "never"
-		if m.Kind == api.KindDirectoryGroup {
-			kind = "group"
+// groupRows leaves out what a group does not have.
+func groupRows(g api.Group, containedIn []string) [][]string {
+	var owners, formerly []string
+	for _, o := range g.Owners {
+		owners = append(owners, cmp.Or(o.Name, o.ID))
+	}
+	for _, f := range g.Formerly {
+		formerly = append(formerly, fmt.Sprintf("%s (until %s, by %s)", f.Name, clock(f.Until), cmp.Or(f.ByName, f.By)))
+	}
+	rows := [][]string{{"Group", g.Name}}
+	for _, row := range [][]string{
+		{"Description", g.Description}, {"Owners", strings.Join(owners, ", ")}, {"Labels", labelText(g.Labels)},
+		{"Contained in", strings.Join(containedIn, ", ")}, {"Formerly", strings.Join(formerly, ", ")},
+	} {
+		if row[1] != "" {
+			rows = append(rows, row)
+		}
+	}
+	rows = append(rows, []string{"Clusters", orAll(g.Clusters)}, []string{"Requestable", yesNo(g.Requestable)})
+	if g.Created != nil {
+		rows = append(rows, []string{"Created", clock(*g.Created) + " by " + cmp.Or(g.CreatedByName, g.CreatedBy)})
+	}
+	return append(rows, []string{"Id", g.ID}, []string{"Version", g.ETag})
+}
+
+func memberRows(members []api.Member) [][]string {
+	rows := [][]string{{"MEMBER", "KIND", "BEGINS", "ENDS", "GRANTED BY", "REASON", "ID"}}
+	for _, m := range members {
+		begins, ends := "at once", "never"
+		if m.Begin != nil {
+			begins = clock(*m.Begin)
 		}
 		if m.End != nil {
-			ends = m.End.Local().Format(time.RFC3339)
+			ends = clock(*m.End)
 		}
 		if m.Ended {
 			ends = "ended " + ends
 		}
-		rows = append(rows, []string{memberName(m), kind, ends, m.GrantedByName, m.Reason, m.ID})
+		rows = append(rows, []string{memberName(m.Ref), kindText(m.Kind), begins, ends, m.GrantedByName, m.Reason, m.ID})
 	}
 	return rows
 }
 
-func memberName(m api.Member) string {
-	if m.Name == "" {
-		return m.ID
+func kindText(kind string) string {
+	switch kind {
+	case api.KindDirectoryGroup:
+		return "directory group"
+	case api.KindGroup:
+		return "local group"
 	}
-	return m.Name
+	return kind
 }
 
+func memberName(r api.Ref) string { return cmp.Or(r.Name, r.ID) }
+
 func (f *groupsFlags) create() *cobra.Command {
-	var description string
+	var e edits
 	cmd := f.command("create GROUP", "Create a local group", cobra.ExactArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
-		if _, err := c.CreateGroup(cmd.Context(), args[0], description); err != nil {
+		set, err := e.settings(args[0])
+		if err != nil {
 			return err
 		}
-		return tell(cmd, "group %s created", args[0])
+		g, err := c.CreateGroup(cmd.Context(), set)
+		if err != nil {
+			return err
+		}
+		warn(cmd, g)
+		return tell(cmd, "group %s created", g.Name)
 	})
-	cmd.Flags().StringVar(&description, "description", "", "what the group is for")
+	cmd.Flags().StringVar(&e.description, "description", "", "what the group is for")
+	cmd.Flags().StringArrayVar(&e.owners, "owner", nil, "who may change its members: a login, subject, corp:devs, or group:NAME for a local group; may be repeated")
+	cmd.Flags().StringArrayVar(&e.clusters, "cluster", nil, "a cluster that it counts on; may be repeated; default all")
+	cmd.Flags().StringArrayVarP(&e.labels, "label", "l", nil, "a label key=value; may be repeated")
+	cmd.Flags().BoolVar(&e.requestable, "requestable", false, "people may ask to be let in")
 	return cmd
+}
+
+// warn tells what people could take the group for.
+func warn(cmd *cobra.Command, g api.Group) {
+	for _, w := range g.Warnings {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+printable(w))
+	}
 }
 
 func tell(cmd *cobra.Command, format string, args ...any) error {
@@ -221,12 +348,19 @@ func (f *groupsFlags) delete() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		in, err := c.Containing(cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if len(in) > 0 {
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is a member of %s: whoever is in it loses those with it.\n", printable(g.Name), printable(strings.Join(in, ", ")))
+		}
 		if !yes {
-			if err := confirm(cmd, fmt.Sprintf("%s loses group %s now. Delete it? Type yes: ", count(len(g.Members), "member", "members"), g.Name)); err != nil {
+			if err := confirm(cmd, fmt.Sprintf("%s loses group %s now. Delete it? Type yes: ", count(g.MemberCount, "member", "members"), g.Name)); err != nil {
 				return err
 			}
 		}
-		if err := c.DeleteGroup(cmd.Context(), g.Name); err != nil {
+		if err := c.DeleteGroup(cmd.Context(), g.Name, g.ETag, len(in) > 0); err != nil {
 			return err
 		}
 		return tell(cmd, "group %s deleted", g.Name)
@@ -251,127 +385,4 @@ func confirm(cmd *cobra.Command, question string) error {
 		return errors.New("nothing was done")
 	}
 	return nil
-}
-
-// who names members: people as arguments or by flag, directory groups by flag.
-type who struct{ people, groups []string }
-
-func (w *who) flags(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVar(&w.people, "person", nil, "a person, as they sign in, or their subject; may be repeated")
-	cmd.Flags().StringArrayVar(&w.groups, "group", nil, "a directory group such as corp:devs; may be repeated")
-}
-
-func (w *who) with(args []string) (people, groups []string, err error) {
-	people = append(args[1:len(args):len(args)], w.people...)
-	if len(people)+len(w.groups) == 0 {
-		return nil, nil, usageError{errors.New("say who: a username, --person or --group")}
-	}
-	return people, w.groups, nil
-}
-
-func (f *groupsFlags) add() *cobra.Command {
-	var w who
-	var until, reason string
-	cmd := f.command("add GROUP [PERSON…]", "Add people or directory groups to a local group", cobra.MinimumNArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
-		people, dirGroups, err := w.with(args)
-		if err != nil {
-			return err
-		}
-		end, err := parseUntil(until, time.Now())
-		if err != nil {
-			return err
-		}
-		for _, p := range people {
-			if err := addOne(cmd, c, args[0], p, api.AddMember{Person: p, End: end, Reason: reason}); err != nil {
-				return err
-			}
-		}
-		for _, g := range dirGroups {
-			if err := addOne(cmd, c, args[0], g, api.AddMember{DirectoryGroup: g, End: end, Reason: reason}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	w.flags(cmd)
-	cmd.Flags().StringVar(&until, "until", "", "when the membership ends: 8h, or 2027-01-31T18:00:00Z")
-	cmd.Flags().StringVar(&reason, "reason", "", "why")
-	return cmd
-}
-
-func addOne(cmd *cobra.Command, c *api.Client, group, name string, m api.AddMember) error {
-	if err := c.AddMember(cmd.Context(), group, m); err != nil {
-		return fmt.Errorf("add %s: %w", name, err)
-	}
-	return tell(cmd, "%s added to %s", name, group)
-}
-
-// parseUntil reads a duration from now or a time; "" is no end.
-func parseUntil(s string, now time.Time) (*time.Time, error) {
-	if s == "" {
-		return nil, nil
-	}
-	if d, err := time.ParseDuration(s); err == nil && d > 0 {
-		end := now.Add(d)
-		return &end, nil
-	}
-	end, err := time.Parse(time.RFC3339, s)
-	if err != nil || !end.After(now) {
-		return nil, usageError{errors.New("--until must be a duration such as 8h, or a time to come such as 2027-01-31T18:00:00Z")}
-	}
-	return &end, nil
-}
-
-func (f *groupsFlags) remove() *cobra.Command {
-	var w who
-	cmd := f.command("remove GROUP [PERSON…]", "Remove people or directory groups from a local group", cobra.MinimumNArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
-		people, dirGroups, err := w.with(args)
-		if err != nil {
-			return err
-		}
-		g, err := c.Group(cmd.Context(), args[0])
-		if err != nil {
-			return err
-		}
-		for _, p := range people {
-			if err := removeOne(cmd.Context(), c, g, api.KindPerson, p); err != nil {
-				return err
-			}
-			if err := tell(cmd, "%s removed from %s", p, g.Name); err != nil {
-				return err
-			}
-		}
-		for _, d := range dirGroups {
-			if err := removeOne(cmd.Context(), c, g, api.KindDirectoryGroup, d); err != nil {
-				return err
-			}
-			if err := tell(cmd, "%s removed from %s", d, g.Name); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	w.flags(cmd)
-	return cmd
-}
-
-// removeOne removes the member that name means: its id, or the username as of
-// when it was granted, so that someone who left the directory can be removed too.
-func removeOne(ctx context.Context, c *api.Client, g api.Group, kind, name string) error {
-	var ids []string
-	for _, m := range g.Members {
-		if m.Kind == kind && m.ID == name {
-			return c.RemoveMember(ctx, g.Name, kind, m.ID)
-		}
-		if m.Kind == kind && strings.EqualFold(m.Name, name) {
-			ids = append(ids, m.ID)
-		}
-	}
-	switch len(ids) {
-	case 0:
-		return fmt.Errorf("%s is not in %s: `tabard groups show %s` lists who is", name, g.Name, g.Name)
-	case 1:
-		return c.RemoveMember(ctx, g.Name, kind, ids[0])
-	}
-	return fmt.Errorf("%s is more than one member of %s: name one by id: %s", name, g.Name, strings.Join(ids, ", "))
 }

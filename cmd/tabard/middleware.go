@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -30,10 +31,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	origin := audit.Origin{Address: clientAddress(r, a.cfg.proxies), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
 	w.Header().Set("X-Request-Id", origin.RequestID)
 	path := r.URL.Path // as it came: handlers may change r
-	limit := requestDeadline
-	if path == a.base+web.BackupPath {
-		limit = web.BackupTime
-	}
+	limit := cmp.Or(web.TimeFor(strings.TrimPrefix(path, a.base)), requestDeadline)
 	ctx, cancel := context.WithTimeout(audit.WithOrigin(r.Context(), origin), limit)
 	defer cancel()
 	rec, start := &recorder{ResponseWriter: w}, time.Now()

@@ -14,6 +14,7 @@ const (
 	exitDone   = 0
 	exitFailed = 1
 	exitUsage  = 2
+	exitDiffer = 3 // of `groups apply --dry-run`: something would change
 
 	exitInterrupted = 130 // as a shell says it of SIGINT
 )
@@ -23,6 +24,9 @@ type usageError struct{ error }
 
 // errReported ends a command with exitFailed whose output says all already.
 var errReported = errors.New("reported")
+
+// errDiffer ends a command with exitDiffer whose output says what would change.
+var errDiffer = errors.New("something would change")
 
 // run executes one command and returns its exit code.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
@@ -38,6 +42,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitFailed
+	case errors.Is(err, errDiffer):
+		return exitDiffer
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "tabard: interrupted")
 		return exitInterrupted

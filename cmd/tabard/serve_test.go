@@ -671,6 +671,18 @@ func TestCompany(t *testing.T) {
 	if got := do("", exitDone, "groups", "show", "platform", "-o", "yaml"); !strings.Contains(got, "grantedByName: carol") {
 		t.Errorf("show as yaml: %s", got)
 	}
+	const file = "name: leads\nlabels: {from: git}\nmembers: [{person: bob}, {group: platform}]\n"
+	if got := do(file, exitDiffer, "groups", "apply", "-", "--dry-run"); !strings.Contains(got, "+ group leads: person bob") {
+		t.Errorf("dry run: %s", got)
+	}
+	do(file, exitDone, "groups", "apply", "-")
+	if got := do(file, exitDone, "groups", "apply", "-"); !strings.Contains(got, "nothing to change") {
+		t.Errorf("apply again: %s", got)
+	}
+	if got := do("", exitDone, "groups", "export", "-l", "from=git"); !strings.Contains(got, "name: leads") || strings.Contains(got, "name: platform") {
+		t.Errorf("export: %s", got)
+	}
+	do("", exitDone, "groups", "delete", "leads", "--yes")
 	do("", exitDone, "groups", "remove", "platform", "bob")
 	if got := do("", exitDone, "audit", "search", "--group", "platform", "--outcome", "done", "--limit", "2"); !strings.Contains(got, "group.member.remove") || strings.Count(got, "\n") != 3 {
 		t.Errorf("audit search: %s", got)
@@ -693,7 +705,7 @@ func TestCompany(t *testing.T) {
 	if got := do("", exitFailed, "audit", "search"); !strings.Contains(got, "administrators") {
 		t.Errorf("bob searches: %s", got)
 	}
-	if got := do("", exitFailed, "groups", "delete", "platform", "--yes"); !strings.Contains(got, "administrators") {
+	if got := do("", exitFailed, "groups", "delete", "platform", "--yes"); !strings.Contains(got, "you may not see it") {
 		t.Errorf("bob deletes: %s", got)
 	}
 	do("", exitDone, "logout")

@@ -489,12 +489,12 @@ func TestClientErrors(t *testing.T) {
 			w.WriteHeader(tc.status)
 			io.WriteString(w, tc.body)
 		}))
-		_, err := NewClient(srv.URL, srv.Client(), nil).Groups(t.Context())
+		_, err := NewClient(srv.URL, srv.Client(), nil).Group(t.Context(), "platform")
 		if fmt.Sprint(err) != tc.want {
 			t.Errorf("%d: %v, want %s", tc.status, err, tc.want)
 		}
 		srv.Close()
-		_, err = NewClient(srv.URL, srv.Client(), nil).Groups(t.Context())
+		_, err = NewClient(srv.URL, srv.Client(), nil).Group(t.Context(), "platform")
 		if err == nil || !strings.Contains(err.Error(), "gives no answer") {
 			t.Errorf("server gone: %v", err)
 		}

@@ -2,6 +2,7 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -124,20 +125,6 @@ func (c *Client) Clusters(ctx context.Context) ([]Cluster, error) {
 	return list.Clusters, err
 }
 
-// Groups lists the local groups.
-func (c *Client) Groups(ctx context.Context) ([]Group, error) {
-	var list GroupList
-	err := c.do(ctx, http.MethodGet, "/api/v1/groups", nil, &list)
-	return list.Groups, err
-}
-
-// Group returns one local group with its members.
-func (c *Client) Group(ctx context.Context, name string) (Group, error) {
-	var g Group
-	err := c.do(ctx, http.MethodGet, groupPath(name), nil, &g)
-	return g, err
-}
-
 // Explain says what somebody's token for a cluster would hold, and why. Without a user
 // it is about the caller, without a cluster about a token of Tabard itself.
 func (c *Client) Explain(ctx context.Context, user, cluster string) (Explanation, error) {
@@ -152,50 +139,43 @@ func (c *Client) Explain(ctx context.Context, user, cluster string) (Explanation
 	return x, err
 }
 
-// CreateGroup makes an empty local group.
-func (c *Client) CreateGroup(ctx context.Context, name, description string) (Group, error) {
-	var g Group
-	err := c.do(ctx, http.MethodPost, "/api/v1/groups", map[string]string{"name": name, "description": description}, &g)
-	return g, err
-}
-
-// DeleteGroup deletes a local group with all its memberships.
-func (c *Client) DeleteGroup(ctx context.Context, name string) error {
-	return c.do(ctx, http.MethodDelete, groupPath(name), nil, nil)
-}
-
-// AddMember adds m to a local group, or replaces its end and reason.
-func (c *Client) AddMember(ctx context.Context, group string, m AddMember) error {
-	return c.do(ctx, http.MethodPost, groupPath(group)+"/members", m, nil)
-}
-
-// RemoveMember takes a member, told by its kind and id, out of a local group.
-func (c *Client) RemoveMember(ctx context.Context, group, kind, id string) error {
-	return c.do(ctx, http.MethodDelete, groupPath(group)+"/members/"+url.PathEscape(kind)+"/"+url.PathEscape(id), nil, nil)
-}
-
-func groupPath(name string) string { return "/api/v1/groups/" + url.PathEscape(name) }
-
 // do sends one request and decodes the answer into out. Refusals are *Problem,
 // or ErrSignInAgain.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	return c.send(ctx, request{method: method, path: path, in: in}, func(resp *http.Response) error { return decode(resp, out) })
+}
+
+// request is one call of the API.
+type request struct {
+	method, path string
+	in           any           // the JSON body; nil: none
+	contentType  string        // of in; "": application/json
+	ifMatch      string        // "": whatever version it is
+	deadline     time.Duration // 0: 30 s
+}
+
+// send sends one request and gives the answer to read.
+func (c *Client) send(ctx context.Context, rq request, read func(*http.Response) error) error {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(rq.deadline, 30*time.Second))
 	defer cancel()
 	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
+	if rq.in != nil {
+		b, err := json.Marshal(rq.in)
 		if err != nil {
 			return fmt.Errorf("encode the request: %w", err)
 		}
 		body = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.server+path, body)
+	req, err := http.NewRequestWithContext(ctx, rq.method, c.server+rq.path, body)
 	if err != nil {
 		return fmt.Errorf("make the request: %w", err)
 	}
 	req.Header.Set("Accept", "application/json")
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+	if rq.in != nil {
+		req.Header.Set("Content-Type", cmp.Or(rq.contentType, "application/json"))
+	}
+	if rq.ifMatch != "" {
+		req.Header.Set("If-Match", rq.ifMatch)
 	}
 	if c.token != nil {
 		token, err := c.token(ctx)
@@ -204,38 +184,66 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := c.http.Do(req)
+	resp, err := c.httpFor(rq).Do(req)
 	if err != nil {
 		return unreachable(c.server, err)
 	}
 	defer resp.Body.Close()
-	return decode(resp, out)
+	return read(resp)
+}
+
+// httpFor is the client for rq: what may take longer also has longer until the answer
+// begins.
+func (c *Client) httpFor(rq request) *http.Client {
+	t, ok := c.http.Transport.(interface{ Clone() *http.Transport })
+	if rq.deadline == 0 || !ok {
+		return c.http
+	}
+	patient, hc := t.Clone(), *c.http
+	patient.ResponseHeaderTimeout = rq.deadline
+	patient.DisableKeepAlives = true
+	hc.Transport = patient
+	return &hc
 }
 
 // decode reads an answer of the API.
-func decode(resp *http.Response, out any) error {
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err != nil {
-		return fmt.Errorf("read the server's answer: %w", err)
-	}
-	if resp.StatusCode == http.StatusUnauthorized {
-		return ErrSignInAgain
-	}
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		p := &Problem{}
-		if json.Unmarshal(b, p) != nil || p.Title == "" {
-			p = &Problem{Title: fmt.Sprintf("the server answered %d %s: is the URL right?", resp.StatusCode, http.StatusText(resp.StatusCode))}
-		}
-		p.Status = resp.StatusCode
-		return p
+func decode(resp *http.Response, out any) error { return decodeUpTo(maxBody, resp, out) }
+
+func decodeUpTo(limit int64, resp *http.Response, out any) error {
+	if err := refused(resp); err != nil {
+		return err
 	}
 	if out == nil || resp.StatusCode == http.StatusNoContent {
 		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, limit))
+	if err != nil {
+		return fmt.Errorf("read the server's answer: %w", err)
 	}
 	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("the server's answer is not what this version expects: %w", err)
 	}
 	return nil
+}
+
+// refused is the *Problem of an answer that is one, or ErrSignInAgain.
+func refused(resp *http.Response) error {
+	if resp.StatusCode == http.StatusUnauthorized {
+		return ErrSignInAgain
+	}
+	if resp.StatusCode >= 200 && resp.StatusCode <= 299 {
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return fmt.Errorf("read the server's answer: %w", err)
+	}
+	p := &Problem{}
+	if json.Unmarshal(b, p) != nil || p.Title == "" {
+		p = &Problem{Title: fmt.Sprintf("the server answered %d %s: is the URL right?", resp.StatusCode, http.StatusText(resp.StatusCode))}
+	}
+	p.Status = resp.StatusCode
+	return p
 }
 
 // unreachable is the sentence for a request that got no answer. The URL that

@@ -36,22 +36,22 @@ type ExplainedQuery struct {
 	Error        string  `json:"error,omitempty"`
 }
 
-// ExplainedGroup is a group in the token, and where it comes from: Path, Through or
+// ExplainedGroup is a group in the token, and where it comes from: Path, Paths or
 // both.
 type ExplainedGroup struct {
 	Name string `json:"name"`
 	// Path of a directory group holds DNs, from the first group that the person is in
 	// to this one.
-	Path    []string `json:"path,omitempty"`
-	Through []Member `json:"through,omitempty"` // memberships of a local group that count
+	Path  []string `json:"path,omitempty"`
+	Paths []Path   `json:"paths,omitempty"` // to a local group that count; one of them is enough
 }
 
-// LeftOut is a group, or one membership of a local group, that does not count.
+// LeftOut is a group, or one path to a local group, that does not count.
 type LeftOut struct {
-	Name    string  `json:"name"`
-	DN      string  `json:"dn,omitempty"`      // of a directory group
-	Through *Member `json:"through,omitempty"` // of a local group
-	Rule    string  `json:"rule"`              // what kept it out
+	Name string `json:"name"`
+	DN   string `json:"dn,omitempty"`   // of a directory group
+	Path *Path  `json:"path,omitempty"` // to a local group
+	Rule string `json:"rule"`           // what kept it out
 }
 
 // ExplainedToken is what the token would be.
@@ -63,4 +63,20 @@ type ExplainedToken struct {
 	Size          int            `json:"size"`                    // about, in bytes, signed
 	MaxSize       int            `json:"maxSize"`                 // tokens.maxSize, in bytes
 	SizeAdvice    string         `json:"sizeAdvice,omitempty"`    // of a large one: what makes it large, and what to do
+}
+
+// Path leads from a person or directory group, the Member of its first step, through
+// local groups to the Group of its last.
+type Path struct {
+	Steps    []Step     `json:"steps"`              // never empty
+	Clusters []string   `json:"clusters,omitempty"` // that the group counts on; absent: all
+	Begin    *time.Time `json:"begin,omitempty"`    // the latest of its steps
+	End      *time.Time `json:"end,omitempty"`      // the earliest of its steps; absent: none ends
+	Counts   bool       `json:"counts"`             // now: it has begun and has not ended
+}
+
+// Step is one membership on a path: Member is in Group.
+type Step struct {
+	Group  string `json:"group"`
+	Member Member `json:"member"`
 }

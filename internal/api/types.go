@@ -2,7 +2,7 @@
 // that the commands use: sign-in, token cache and requests.
 package api
 
-import "time"
+import "encoding/json"
 
 // Me answers GET /api/v1/me: the caller.
 type Me struct {
@@ -28,57 +28,30 @@ type Cluster struct {
 	CA        string `json:"ca,omitempty"`        // PEM of the API server's CA
 }
 
-// GroupList answers GET /api/v1/groups.
-type GroupList struct {
-	Groups []Group `json:"groups"` // sorted by name; Members left out
-}
-
-// Group is a local group: the answer of GET and POST, and the body of POST
-// (name and description alone).
-type Group struct {
-	Name        string     `json:"name"`
-	Description string     `json:"description,omitempty"`
-	Created     *time.Time `json:"created,omitempty"`
-	MemberCount int        `json:"memberCount"`
-	Members     []Member   `json:"members,omitempty"` // in GET of one group
-}
-
-// Kinds of member.
-const (
-	KindPerson         = "person"
-	KindDirectoryGroup = "directoryGroup"
-)
-
-// Member is a membership of a local group.
-type Member struct {
-	Kind          string     `json:"kind"` // KindPerson or KindDirectoryGroup
-	ID            string     `json:"id"`   // sub of a person, prefixed name of a directory group
-	Name          string     `json:"name,omitempty"`
-	End           *time.Time `json:"end,omitempty"` // absent: until removed
-	Ended         bool       `json:"ended,omitempty"`
-	Reason        string     `json:"reason,omitempty"`
-	GrantedBy     string     `json:"grantedBy,omitempty"`
-	GrantedByName string     `json:"grantedByName,omitempty"`
-	GrantedAt     *time.Time `json:"grantedAt,omitempty"`
-}
-
-// AddMember is the body of POST /api/v1/groups/{name}/members. Exactly one of
-// Person and DirectoryGroup is set. Adding a member that is there already
-// replaces its end and reason.
-type AddMember struct {
-	Person         string     `json:"person,omitempty"` // a login as typed at sign-in, or a sub
-	DirectoryGroup string     `json:"directoryGroup,omitempty"`
-	End            *time.Time `json:"end,omitempty"`
-	Reason         string     `json:"reason,omitempty"`
-}
-
 // Problem is an error of the API, RFC 9457 (application/problem+json).
 type Problem struct {
+	Type      string `json:"type,omitempty"` // urn:tabard:problem:<code>, which stays the same
+	Code      string `json:"code,omitempty"` // the last part of Type
 	Title     string `json:"title"`
 	Status    int    `json:"status"`
 	Detail    string `json:"detail,omitempty"`    // what happened and what to do, fit for a person
 	RequestID string `json:"requestID,omitempty"` // quoted in the server's log
+
+	// Of CodeMismatch: the group as it is now, with its ETag, and what was asked.
+	Current *Group          `json:"current,omitempty"`
+	Sent    json.RawMessage `json:"sent,omitempty"`
+	// Of CodeContained: the groups that the group is a member of.
+	In []string `json:"in,omitempty"`
 }
+
+// Codes of problems that programs tell apart.
+const (
+	CodeNotFound  = "not-found"
+	CodeExists    = "exists"
+	CodeMismatch  = "mismatch"  // If-Match names another version: 412
+	CodeContained = "contained" // other groups contain the group to delete: 409
+	CodeUncertain = "uncertain" // it may have been done: 503
+)
 
 // Error makes a Problem an error.
 func (p *Problem) Error() string {

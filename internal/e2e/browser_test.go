@@ -38,13 +38,13 @@ func TestGroupsPage(t *testing.T) {
 	}
 	b.Type("input[name=who]", "bob")
 	b.Press("Enter")
-	b.WaitFor(`document.querySelector('tbody th')?.innerText == 'bob'`)
+	b.WaitFor(`document.querySelector('tbody th a')?.innerText == 'bob'`)
 	bob = s.mustRefresh("kubernetes", bob.RefreshToken)
 	if got := groupsOf(t, bob.IDToken); !slices.Equal(got, []string{"platform"}) {
 		t.Errorf("bob's groups are %v after he was added", got)
 	}
 	b.Navigate(s.issuer + "/groups/platform")
-	b.Click("td.act a")
+	b.Click("td.act .danger-text")
 	b.WaitFor(`location.pathname == '/groups/platform/remove'`)
 	if text := b.Text("main"); !strings.Contains(text, "bob") || !strings.Contains(text, "platform") {
 		t.Errorf("the confirmation does not say who loses what: %q", text)

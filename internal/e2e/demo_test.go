@@ -220,7 +220,7 @@ func (d *demo) addOnPage(user string) {
 	b.WaitFor(`location.pathname == '/groups/pod-readers'`)
 	b.Type("input[name=who]", user)
 	b.Press("Enter")
-	b.WaitFor(`document.querySelector('tbody th')?.innerText == '` + user + `'`)
+	b.WaitFor(`document.querySelector('tbody th a')?.innerText == '` + user + `'`)
 }
 
 // TestDemoWithoutCluster needs no Go and no checkout, signs people in by the form,

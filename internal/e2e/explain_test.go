@@ -105,8 +105,13 @@ func TestExplainTellsWhatIsIssued(t *testing.T) {
 			names := []string{}
 			for _, g := range x.Groups {
 				names = append(names, g.Name)
-				if len(g.Path)+len(g.Through) == 0 {
+				if len(g.Path)+len(g.Paths) == 0 {
 					t.Errorf("%s for %q: nobody says where %s comes from", p, cluster, g.Name)
+				}
+				for _, way := range g.Paths {
+					if last := way.Steps[len(way.Steps)-1]; last.Group != g.Name || !way.Counts {
+						t.Errorf("%s for %q: the way to %s is %+v", p, cluster, g.Name, way)
+					}
 				}
 			}
 			found += len(names)
@@ -135,8 +140,8 @@ func TestExplainTellsWhatIsIssued(t *testing.T) {
 	}
 }
 
-// localGroups puts people and directory groups into local groups, some only for so
-// short that it does not count.
+// localGroups puts people, directory groups and earlier local groups into local groups,
+// some only for so short, or so late, that it does not count, some for one cluster alone.
 func (s *server) localGroups(r *rand.Rand, admin string, people []string) {
 	s.t.Helper()
 	post := func(path string, body any) {
@@ -150,15 +155,22 @@ func (s *server) localGroups(r *rand.Rand, admin string, people []string) {
 	}
 	for i := range 6 {
 		name := fmt.Sprintf("local-%d", i)
-		post("/api/v1/groups", map[string]string{"name": name})
+		post("/api/v1/groups", api.Settings{Name: name, Clusters: [][]string{nil, nil, {"prod"}, {"staging", "closed"}}[r.IntN(4)]})
 		for range 4 {
 			m := api.AddMember{Reason: "drawn"}
-			if r.IntN(2) == 0 {
+			switch kind := r.IntN(3); {
+			case kind == 0:
 				m.Person = people[r.IntN(len(people))]
-			} else {
+			case kind == 1 && i > 0:
+				m.Group = fmt.Sprintf("local-%d", r.IntN(i))
+			default:
 				m.DirectoryGroup = "corp:" + []string{"team-0", "k8s-1", "team-3", "k8s-4"}[r.IntN(4)]
 			}
-			if left := []time.Duration{0, 40 * time.Second, time.Hour}[r.IntN(3)]; left > 0 {
+			if r.IntN(5) == 0 {
+				begin := time.Now().Add(30 * time.Minute).UTC().Truncate(time.Second)
+				m.Begin = &begin
+			}
+			if left := []time.Duration{0, 40 * time.Second, time.Hour}[r.IntN(3)]; left > 0 && (m.Begin == nil || left == time.Hour) {
 				end := time.Now().Add(left).UTC().Truncate(time.Second)
 				m.End = &end
 			}

@@ -69,6 +69,13 @@ func (f *Follower) Stale() bool {
 	return time.Since(f.heard) > StaleAfter
 }
 
+// Revision is that up to which everything is in the target.
+func (f *Follower) Revision() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.revision
+}
+
 // Reached waits until everything up to revision is in the target, or until ctx ends.
 func (f *Follower) Reached(ctx context.Context, revision int64) error {
 	for {

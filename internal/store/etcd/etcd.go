@@ -24,8 +24,8 @@ import (
 
 const (
 	openTimeout = 10 * time.Second
-	pageSize    = 2_000 // records of one answer
-	listTries   = 3     // when what is being listed is compacted away
+	pageSize    = store.MaxList // records of one answer; etcd counts all that follow, so few large pages are cheap
+	listTries   = 3             // when what is being listed is compacted away
 )
 
 // Store is a store.Store in etcd.

@@ -1,0 +1,242 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+const (
+	pageSize  = 500             // entries that a listing asks for at a time
+	longWait  = 5 * time.Minute // for what moves many groups at once
+	maxAnswer = 64 << 20        // bytes of what applying answers
+	maxLine   = 16 << 20        // bytes of one exported group
+)
+
+// GroupFilter narrows a listing of groups. Empty fields let all through.
+type GroupFilter struct {
+	Query   string   // in the name or description
+	Labels  []string // key=value, or key for any value; all of them
+	Cluster string   // that it counts on
+	Owner   string   // sub or login of a person who owns it
+	Member  string   // kind:id of a direct member, such as directoryGroup:corp:devs
+	Mine    bool     // those that the caller owns
+}
+
+func (f GroupFilter) query() url.Values {
+	q := url.Values{}
+	for key, value := range map[string]string{"q": f.Query, "cluster": f.Cluster, "owner": f.Owner, "member": f.Member} {
+		if value != "" {
+			q.Set(key, value)
+		}
+	}
+	if len(f.Labels) > 0 {
+		q["label"] = f.Labels
+	}
+	if f.Mine {
+		q.Set("mine", "true")
+	}
+	return q
+}
+
+// Groups yields the local groups that pass f by name, page after page as they are
+// wanted. An error is the last that it yields.
+func (c *Client) Groups(ctx context.Context, f GroupFilter) iter.Seq2[Group, error] {
+	return pages(f.query(), func(q url.Values) ([]Group, string, error) {
+		var list GroupList
+		err := c.do(ctx, http.MethodGet, "/api/v1/groups?"+q.Encode(), nil, &list)
+		return list.Groups, list.Next, err
+	})
+}
+
+// Members yields the members of a group: of one kind unless kind is "", with query in
+// their name, id or reason.
+func (c *Client) Members(ctx context.Context, group, kind, query string) iter.Seq2[Member, error] {
+	q := url.Values{}
+	if kind != "" {
+		q.Set("kind", kind)
+	}
+	if query != "" {
+		q.Set("q", query)
+	}
+	return pages(q, func(q url.Values) ([]Member, string, error) {
+		var list MemberList
+		err := c.do(ctx, http.MethodGet, groupPath(group)+"/members?"+q.Encode(), nil, &list)
+		return list.Members, list.Next, err
+	})
+}
+
+// pages yields what get returns, one page after the other.
+func pages[T any](q url.Values, get func(url.Values) ([]T, string, error)) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		q.Set("limit", strconv.Itoa(pageSize))
+		q.Del("cursor")
+		for {
+			page, next, err := get(q)
+			if err != nil {
+				var none T
+				yield(none, err)
+				return
+			}
+			for _, one := range page {
+				if !yield(one, nil) {
+					return
+				}
+			}
+			if next == "" {
+				return
+			}
+			q.Set("cursor", next)
+		}
+	}
+}
+
+// Group returns one local group, without its members.
+func (c *Client) Group(ctx context.Context, name string) (Group, error) {
+	var g Group
+	err := c.do(ctx, http.MethodGet, groupPath(name), nil, &g)
+	return g, err
+}
+
+// Containing returns the names of the groups that a group is a member of.
+func (c *Client) Containing(ctx context.Context, name string) ([]string, error) {
+	var list GroupNames
+	err := c.do(ctx, http.MethodGet, groupPath(name)+"/containing", nil, &list)
+	return list.Groups, err
+}
+
+// Everyone returns who gets a group, nested, at most limit of them; with people also
+// who is in the directory groups on the way.
+func (c *Client) Everyone(ctx context.Context, name string, limit int, people bool) (Everyone, error) {
+	var all Everyone
+	q := url.Values{"limit": {strconv.Itoa(limit)}, "people": {strconv.FormatBool(people)}}
+	rq := request{method: http.MethodGet, path: groupPath(name) + "/everyone?" + q.Encode()}
+	err := c.send(ctx, rq, func(resp *http.Response) error { return decodeUpTo(maxAnswer, resp, &all) })
+	return all, err
+}
+
+// People returns at most limit people whose name, login or mail begins with query.
+func (c *Client) People(ctx context.Context, query string, limit int) (PeopleList, error) {
+	var list PeopleList
+	q := url.Values{"q": {query}, "limit": {strconv.Itoa(limit)}}
+	err := c.do(ctx, http.MethodGet, "/api/v1/people?"+q.Encode(), nil, &list)
+	return list, err
+}
+
+// CreateGroup makes a local group without members.
+func (c *Client) CreateGroup(ctx context.Context, set Settings) (Group, error) {
+	var g Group
+	err := c.do(ctx, http.MethodPost, "/api/v1/groups", set, &g)
+	return g, err
+}
+
+// EditGroup applies a JSON merge patch (RFC 7396) to a group's settings: a field that is
+// null is cleared, one that is absent stays. Unless etag is "" the group has to be at that
+// version: otherwise the error is a *Problem with CodeMismatch.
+func (c *Client) EditGroup(ctx context.Context, name, etag string, patch map[string]any) (Group, error) {
+	var g Group
+	rq := request{method: http.MethodPatch, path: groupPath(name), in: patch, contentType: "application/merge-patch+json", ifMatch: etag}
+	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
+	return g, err
+}
+
+// DeleteGroup deletes a local group with all its memberships. Unless contained is set, it
+// is a *Problem with CodeContained when other groups contain it. etag is as in EditGroup.
+func (c *Client) DeleteGroup(ctx context.Context, name, etag string, contained bool) error {
+	path := groupPath(name)
+	if contained {
+		path += "?contained=true"
+	}
+	return c.send(ctx, request{method: http.MethodDelete, path: path, ifMatch: etag}, func(resp *http.Response) error { return decode(resp, nil) })
+}
+
+// Member returns one member, told by its kind and id.
+func (c *Client) Member(ctx context.Context, group, kind, id string) (Member, error) {
+	var m Member
+	err := c.do(ctx, http.MethodGet, memberPath(group, kind, id), nil, &m)
+	return m, err
+}
+
+// AddMember adds m to a local group, or replaces its begin, end and reason, and returns
+// the group. etag is as in EditGroup.
+func (c *Client) AddMember(ctx context.Context, group, etag string, m AddMember) (Group, error) {
+	var g Group
+	rq := request{method: http.MethodPost, path: groupPath(group) + "/members", in: m, ifMatch: etag}
+	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
+	return g, err
+}
+
+// RemoveMember takes a member, told by its kind and id, out of a local group, and returns
+// the group. etag is as in EditGroup.
+func (c *Client) RemoveMember(ctx context.Context, group, etag, kind, id string) (Group, error) {
+	var g Group
+	rq := request{method: http.MethodDelete, path: memberPath(group, kind, id), ifMatch: etag}
+	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
+	return g, err
+}
+
+// Apply makes groups what files say; with dryRun it only tells what would change. Groups
+// with the labels of prune (key=value) that no file names are deleted.
+func (c *Client) Apply(ctx context.Context, files []File, dryRun bool, prune []string) (Applied, error) {
+	var done Applied
+	q := url.Values{"dryRun": {strconv.FormatBool(dryRun)}}
+	if len(prune) > 0 {
+		q["prune"] = prune
+	}
+	if files == nil {
+		files = []File{}
+	}
+	rq := request{method: http.MethodPost, path: "/api/v1/apply?" + q.Encode(), in: Apply{files}, deadline: longWait}
+	err := c.send(ctx, rq, func(resp *http.Response) error { return decodeUpTo(maxAnswer, resp, &done) })
+	return done, err
+}
+
+// Export calls fn for each group that passes f, with its members, by name.
+func (c *Client) Export(ctx context.Context, f GroupFilter, fn func(File) error) error {
+	rq := request{method: http.MethodGet, path: "/api/v1/export?" + f.query().Encode(), deadline: longWait}
+	return c.send(ctx, rq, func(resp *http.Response) error {
+		if err := refused(resp); err != nil {
+			return err
+		}
+		return readLines(resp.Body, fn)
+	})
+}
+
+// readLines decodes one group a line.
+func readLines(r io.Reader, fn func(File) error) error {
+	lines := bufio.NewScanner(r)
+	lines.Buffer(nil, maxLine)
+	for lines.Scan() {
+		var f File
+		if err := json.Unmarshal(lines.Bytes(), &f); err != nil {
+			return fmt.Errorf("the server's answer is not what this version expects: %w", err)
+		}
+		if err := fn(f); err != nil {
+			return err
+		}
+	}
+	if err := lines.Err(); err != nil {
+		return fmt.Errorf("the export broke off, so that groups are missing: %w", err)
+	}
+	return nil
+}
+
+// HasCode reports whether err is a Problem with that code.
+func HasCode(err error, code string) bool {
+	var p *Problem
+	return errors.As(err, &p) && p.Code == code
+}
+
+func groupPath(name string) string { return "/api/v1/groups/" + url.PathEscape(name) }
+
+func memberPath(group, kind, id string) string {
+	return groupPath(group) + "/members/" + url.PathEscape(kind) + "/" + url.PathEscape(id)
+}

@@ -1,0 +1,200 @@
+package web
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/internal/api"
+)
+
+const (
+	maxEveryone     = 10_000 // of one answer of everyone
+	maxOpened       = 50     // directory groups that one answer opens up
+	maxOpenedPeople = 1_000  // of one directory group
+	pickList        = 20     // people that are offered as somebody types
+)
+
+// isSub says whether s has the form of a sub of one of our directories, so that nobody
+// needs to be looked up.
+func (a *apiServer) isSub(s string) bool {
+	name, id, _ := strings.Cut(s, ".")
+	if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
+		return false
+	}
+	for _, d := range a.idp.Directories {
+		if d.Name() == name {
+			return true
+		}
+	}
+	return false
+}
+
+// searchPeople is the pick list of who adds members.
+func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
+	q, err := query(r, "q", "limit")
+	if err != nil {
+		return 0, nil, err
+	}
+	p, err := pageOf(q, pickList)
+	if err != nil {
+		return 0, nil, err
+	}
+	if p.Limit == 0 {
+		p.Limit = pickList
+	}
+	if err := a.mayLookUp(r.Context(), c); err != nil {
+		return 0, nil, err
+	}
+	found, err := a.idp.SearchPeople(r.Context(), q.Get("q"), p.Limit)
+	return http.StatusOK, api.PeopleList{People: wirePeople(found), Cut: len(found) == p.Limit}, err
+}
+
+// mayLookUp lets administrators look people up, and who owns a group.
+func (a *apiServer) mayLookUp(ctx context.Context, c caller) error {
+	if c.me.Admin {
+		return nil
+	}
+	owned, _, err := a.groups.List(ctx, c.actor, groups.Filter{Mine: true}, groups.Page{Limit: 1})
+	if err == nil && len(owned) == 0 {
+		err = fmt.Errorf("look people up: %w", groups.ErrForbidden)
+	}
+	return err
+}
+
+func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
+	q, err := query(r, "kind", "q", "cursor", "limit")
+	if err != nil {
+		return 0, nil, err
+	}
+	p, err := pageOf(q, 1000)
+	if err != nil {
+		return 0, nil, err
+	}
+	f := groups.MemberFilter{Kind: groups.Kind(q.Get("kind")), Query: q.Get("q")}
+	switch f.Kind {
+	case "", groups.KindPerson, groups.KindDirectoryGroup, groups.KindGroup:
+	default:
+		return 0, nil, badQuery("kind is person, directoryGroup or group.")
+	}
+	found, next, err := a.groups.Members(r.Context(), c.actor, r.PathValue("name"), f, p)
+	list := api.MemberList{Members: make([]api.Member, 0, len(found)), Next: next}
+	for _, m := range found {
+		list.Members = append(list.Members, wireMember(m, a.now()))
+	}
+	return http.StatusOK, list, err
+}
+
+func (a *apiServer) getMember(r *http.Request, c caller) (int, any, error) {
+	m, err := a.groups.Member(r.Context(), c.actor, r.PathValue("name"), groups.Kind(r.PathValue("kind")), r.PathValue("id"))
+	return http.StatusOK, wireMember(m, a.now()), err
+}
+
+// addMember answers the group, whose version is another one now. It looks nobody up for
+// who may not add members: groups refuses them.
+func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
+	var in api.AddMember
+	if err := decode(r, &in); err != nil {
+		return 0, nil, err
+	}
+	m := groups.Member{Begin: instant(in.Begin), End: instant(in.End), Reason: in.Reason}
+	switch {
+	case in.Person != "" && in.DirectoryGroup == "" && in.Group == "":
+		m.Kind = groups.KindPerson
+	case in.DirectoryGroup != "" && in.Person == "" && in.Group == "":
+		m.Ref = groups.Ref{Kind: groups.KindDirectoryGroup, ID: in.DirectoryGroup, Name: in.DirectoryGroup}
+	case in.Group != "" && in.Person == "" && in.DirectoryGroup == "":
+		m.Ref = groups.Ref{Kind: groups.KindGroup, Name: in.Group}
+	default:
+		return 0, nil, &fault{Status: 422, Title: "Who is missing", Code: "invalid", Detail: "Name one person, one directory group or one group."}
+	}
+	name := r.PathValue("name")
+	if m.Kind == groups.KindPerson && a.groups.RightsOn(c.actor, name).Members {
+		p, err := a.idp.FindPerson(r.Context(), in.Person)
+		if err != nil {
+			return 0, nil, fmt.Errorf("find %q: %w", in.Person, err)
+		}
+		m.ID, m.Name = p.Sub(), p.Username
+	}
+	revision, err := a.revision(r, c, name)
+	if err != nil {
+		return 0, nil, asked(err, in)
+	}
+	g, err := a.groups.Add(r.Context(), c.actor, name, revision, m)
+	return http.StatusOK, wireGroup(g), asked(err, in)
+}
+
+func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
+	name := r.PathValue("name")
+	revision, err := a.revision(r, c, name)
+	if err != nil {
+		return 0, nil, err
+	}
+	g, err := a.groups.Remove(r.Context(), c.actor, name, revision, groups.Kind(r.PathValue("kind")), r.PathValue("id"))
+	return http.StatusOK, wireGroup(g), err
+}
+
+// listEveryone answers who gets the group, nested; with people=true also who is in the
+// directory groups on the way. One that cannot be read says so in its place.
+func (a *apiServer) listEveryone(r *http.Request, c caller) (int, any, error) {
+	q, err := query(r, "limit", "people")
+	if err != nil {
+		return 0, nil, err
+	}
+	p, err := pageOf(q, maxEveryone)
+	if err != nil {
+		return 0, nil, err
+	}
+	if p.Limit == 0 {
+		p.Limit = 1000
+	}
+	people, err := flag(q, "people")
+	if err != nil {
+		return 0, nil, err
+	}
+	reach, cut, err := a.groups.Everyone(r.Context(), c.actor, r.PathValue("name"), p.Limit)
+	if err != nil {
+		return 0, nil, err
+	}
+	out := api.Everyone{Everyone: make([]api.Reach, 0, len(reach)), Cut: cut}
+	for _, one := range reach {
+		out.Everyone = append(out.Everyone, wireReach(one, a.now()))
+	}
+	if people {
+		err = a.openUp(r.Context(), out.Everyone)
+	}
+	return http.StatusOK, out, err
+}
+
+// openUp puts people into the first directory groups of all.
+func (a *apiServer) openUp(ctx context.Context, all []api.Reach) error {
+	opened := 0
+	for i := range all {
+		one := &all[i]
+		if one.Kind != api.KindDirectoryGroup {
+			continue
+		}
+		if opened++; opened > maxOpened {
+			one.Problem = fmt.Sprintf("Only the first %d directory groups are opened up.", maxOpened)
+			continue
+		}
+		found, err := a.idp.DirectoryMembers(ctx, one.ID, maxOpenedPeople)
+		if errors.Is(err, context.Canceled) {
+			return err
+		}
+		if err != nil {
+			one.Problem = explain(err).Title
+			continue
+		}
+		for _, m := range found.People {
+			one.People = append(one.People, api.GroupPerson{Person: wirePerson(m.Person)})
+		}
+		one.PeopleCut = found.More
+	}
+	return nil
+}
