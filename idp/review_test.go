@@ -103,7 +103,8 @@ func TestReviewIsLive(t *testing.T) {
 	}
 	h.member("late", groups.KindDirectoryGroup, boss, time.Time{})
 	h.member("ends", groups.KindPerson, "corp."+aliceID, h.clock.Now().Add(3*time.Minute))
-	h.must(h.local.Remove(h.ctx, root, "early", groups.KindPerson, "corp."+aliceID))
+	_, err := h.local.Remove(h.ctx, root, "early", 0, groups.KindPerson, "corp."+aliceID)
+	h.must(err)
 	if got := in(); !slices.Equal(got, []string{boss, "ends", "late"}) {
 		t.Errorf("groups %q", got)
 	}
@@ -111,11 +112,17 @@ func TestReviewIsLive(t *testing.T) {
 	if got := in(); !slices.Equal(got, []string{boss, "late"}) {
 		t.Errorf("groups %q after one has ended", got)
 	}
+	elsewhere := []string{"dev"}
+	_, err = h.local.Edit(h.ctx, root, "late", 0, groups.Change{Clusters: &elsewhere})
+	h.must(err)
+	if got := in(); !slices.Equal(got, []string{boss}) {
+		t.Errorf("groups %q after one was scoped to another cluster", got)
+	}
 	h.corp.change("alice", func(e *entry) { e.groups = []string{"corp:k8s-new"} })
 	if got := in(); !slices.Contains(got, boss) {
 		t.Errorf("groups %q: the directory's change before a refresh", got)
 	}
-	_, err := h.Refresh(h.ctx, h.client("kubernetes"), tokens.RefreshToken)
+	_, err = h.Refresh(h.ctx, h.client("kubernetes"), tokens.RefreshToken)
 	h.must(err)
 	if got := in(); !slices.Equal(got, []string{"corp:k8s-new"}) {
 		t.Errorf("groups %q after a refresh", got)
@@ -182,7 +189,8 @@ func TestReviewAfterTheRequiredGroupEnded(t *testing.T) {
 	v := h.reviewer("vault", "caller-vault-0123456789")
 	_, _, err := h.review(v, tokens.IDToken, nil)
 	h.must(err)
-	h.must(h.local.Remove(h.ctx, root, "vault-users", groups.KindPerson, "corp."+bobID))
+	_, err = h.local.Remove(h.ctx, root, "vault-users", 0, groups.KindPerson, "corp."+bobID)
+	h.must(err)
 	for range 3 {
 		_, _, err = h.review(v, tokens.IDToken, nil)
 		wantErr(t, err, ErrRefused)
