@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,8 +13,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"go.yaml.in/yaml/v3"
+	"k8s.io/client-go/rest"
 
 	"github.com/tabard-id/tabard/internal/testenv"
 )
@@ -163,6 +167,50 @@ func TestFlagsAgree(t *testing.T) {
 	}
 }
 
+// examplePlace writes the example configuration, with the keys of prod that it shows as
+// comments, and the files that it names, and returns its path.
+func examplePlace(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	ca := testenv.NewCA(t, dir)
+	cert, key := ca.Issue(t, "id.corp.example")
+	text := regexp.MustCompile(`(?m)^  #(webhook:|  callers: |apiServer:|  url: )`).ReplaceAllString(read(t, "tabard.example.yaml"), "  $1")
+	text = strings.Replace(text, ", {token: ...}", "", 1)
+	for name, content := range map[string]string{
+		"tabard.yaml": text, "tls.crt": read(t, cert), "tls.key": read(t, key), "corp-ca.pem": read(t, ca.File), "bind-password": "secret",
+		"headlamp-secret": "a long enough secret", "prod-webhook-token": "0123456789abcdef0123456789abcdef",
+	} {
+		write(t, filepath.Join(dir, name), content)
+	}
+	return filepath.Join(dir, "tabard.yaml")
+}
+
+// TestGeneratedFiles holds the files of this folder to what the program prints.
+func TestGeneratedFiles(t *testing.T) {
+	config := examplePlace(t)
+	for file, line := range map[string]string{
+		"apiserver/flags.txt":           "flags",
+		"apiserver/authn-config.yaml":   "authn-config",
+		"apiserver/webhook-flags.txt":   "flags --for webhook",
+		"apiserver/webhook-config.yaml": "webhook-config",
+		"rbac/people.yaml":              "rbac --namespace team-a --admins corp:team-a --viewers corp:devs --cluster-admins platform",
+		"rbac/proxy.yaml":               "rbac --for proxy",
+	} {
+		words := strings.Fields(line)
+		args := append([]string{"tabard", "cluster", words[0], "prod", "--config", config}, words[1:]...)
+		printed, err := command(args...)
+		if again, _ := command(args...); err != nil || again != printed {
+			t.Errorf("%s: %v, printed\n%s\nand then\n%s", line, err, printed, again)
+		}
+		if os.Getenv("TABARD_GENERATE") != "" {
+			write(t, file, printed)
+		}
+		if printed != read(t, file) {
+			t.Errorf("%s is not what `tabard cluster %s` prints: run this test with TABARD_GENERATE=1\n%s", file, line, printed)
+		}
+	}
+}
+
 // section is the text under the heading that ends in title.
 func section(t *testing.T, markdown, title string) string {
 	t.Helper()
@@ -185,10 +233,13 @@ func TestCluster(t *testing.T) {
 	k := testenv.StartKubeAPIServer(t, testenv.KubeAPIServerOptions{ExtraArgs: args})
 	strict := []string{"apply", "--server-side", "--validate=strict"}
 	k.Kubectl(t, append(strict, "-k", "kubernetes")...)
+	k.Kubectl(t, "create", "namespace", "team-a")
+	k.Kubectl(t, "apply", "--dry-run=server", "--validate=strict", "-f", "rbac")
 	k.Kubectl(t, append(strict, "-f", "kubernetes/secret.example.yaml", "-f", "rbac")...)
 	t.Run("all files are used", func(t *testing.T) { everyFileIsUsed(t) })
 	t.Run("the pod is restricted", func(t *testing.T) { podIsRestricted(t, k) })
 	t.Run("roles", func(t *testing.T) { rolesReachWhatTheySay(t, k) })
+	t.Run("impersonation", func(t *testing.T) { proxyMayImpersonateAlone(t, k) })
 }
 
 func everyFileIsUsed(t *testing.T) {
@@ -252,10 +303,11 @@ func rolesReachWhatTheySay(t *testing.T, k *testenv.KubeAPIServer) {
 		{"platform", "delete", "nodes", "", true},
 		{"corp:team-a", "create", "rolebindings.rbac.authorization.k8s.io", "team-a", true},
 		{"corp:team-a", "create", "pods", "default", false},
-		{"corp:devs", "list", "pods", "default", true},
-		{"corp:devs", "list", "secrets", "default", false},
-		{"corp:devs", "delete", "pods", "default", false},
-		{"corp:nobody", "list", "pods", "default", false},
+		{"corp:devs", "list", "pods", "team-a", true},
+		{"corp:devs", "list", "pods", "default", false},
+		{"corp:devs", "list", "secrets", "team-a", false},
+		{"corp:devs", "delete", "pods", "team-a", false},
+		{"corp:nobody", "list", "pods", "team-a", false},
 		{"corp:nobody", "create", "selfsubjectreviews.authentication.k8s.io", "", true},
 	} {
 		args := []string{"auth", "can-i", c.verb, c.resource, "--as=somebody", "--as-group=system:authenticated", "--as-group=" + c.group}
@@ -267,6 +319,91 @@ func rolesReachWhatTheySay(t *testing.T, k *testenv.KubeAPIServer) {
 			t.Errorf("%s may %s %s in %q: %q (%v)", c.group, c.verb, c.resource, c.namespace, answer, err)
 		}
 	}
+}
+
+// proxyMayImpersonateAlone takes each of the account's two roles away in turn: the other
+// one is enough, and without both nothing is left. It never does anything as itself.
+func proxyMayImpersonateAlone(t *testing.T, k *testenv.KubeAPIServer) {
+	token := strings.TrimSpace(k.Kubectl(t, "create", "token", "tabard-proxy", "-n", "kube-system"))
+	alice := asAlice(t, k, token)
+	roles := []string{"tabard-impersonate", "tabard-impersonate-constrained"}
+	for _, gone := range [][]string{{}, roles[:1], roles[1:], roles} {
+		for _, r := range gone {
+			k.Kubectl(t, "delete", "clusterrolebinding", r)
+		}
+		allowed := len(gone) < 2
+		within(t, fmt.Sprintf("without %q a person is seen: %v", gone, allowed), func() error {
+			for _, ask := range []struct{ method, path, body, want string }{
+				{"POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", `{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`,
+					`"userInfo":{"username":"alice","uid":"corp.1","groups":["corp:devs","system:authenticated"],"extra":{"authentication.kubernetes.io/credential-id":["JTI=1"],"tabard.dev/sid":["s1"]}}`},
+				{"GET", "/api/v1/namespaces/team-a/pods", "", `"items":[]`},
+				{"GET", "/version", "", `"gitVersion":`}, // no resource
+			} {
+				status, body := alice.ask(t, ask.method, k.URL+ask.path, ask.body)
+				body = spaces.ReplaceAllString(body, "")
+				if allowed && (status >= 300 || !strings.Contains(body, ask.want)) || !allowed && status != http.StatusForbidden {
+					return fmt.Errorf("%s: %d %s", ask.path, status, body)
+				}
+			}
+			return nil
+		})
+		if _, err := k.KubectlWith(t, testenv.KubectlOptions{Token: token}, "get", "pods", "-n", "team-a"); err == nil || !strings.Contains(err.Error(), "Forbidden") {
+			t.Errorf("without %q the account as itself: %v", gone, err)
+		}
+		k.Kubectl(t, "apply", "--server-side", "-f", "rbac/proxy.yaml")
+	}
+}
+
+var spaces = regexp.MustCompile(`\s`)
+
+// proxied is an HTTP client that says it acts for somebody, as the proxy does.
+type proxied struct{ *http.Client }
+
+func asAlice(t *testing.T, k *testenv.KubeAPIServer, token string) proxied {
+	t.Helper()
+	c := k.RESTConfigWithToken(token)
+	c.Impersonate = rest.ImpersonationConfig{UserName: "alice", UID: "corp.1", Groups: []string{"corp:devs"}, Extra: map[string][]string{
+		"authentication.kubernetes.io/credential-id": {"JTI=1"}, "tabard.dev/sid": {"s1"},
+	}}
+	client, err := rest.HTTPClientFor(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(client.CloseIdleConnections)
+	return proxied{client}
+}
+
+func (p proxied) ask(t *testing.T, method, url, body string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := p.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(b)
+}
+
+// within tries for 30 seconds: API servers learn of roles by a watch, and keep for ten
+// seconds who may impersonate.
+func within(t *testing.T, what string, ok func() error) {
+	t.Helper()
+	var err error
+	for range 120 {
+		if err = ok(); err == nil {
+			return
+		}
+		time.Sleep(250 * time.Millisecond)
+	}
+	t.Errorf("%s: %v", what, err)
 }
 
 // aggregate fills a role that a cluster's controller manager, which does not run

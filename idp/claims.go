@@ -178,6 +178,7 @@ type preparedToken struct {
 	payload []byte
 	alg     string
 	jti     string
+	groups  []string
 	expires time.Time
 }
 
@@ -199,7 +200,7 @@ func (s *Service) prepare(sess *Session, c *Client, g grant) (preparedToken, err
 		return preparedToken{}, err
 	}
 	now := s.Now()
-	t := preparedToken{alg: c.tokens.SigningAlgorithm, jti: randomID(), expires: now.Add(c.tokens.IDTokenLifetime)}
+	t := preparedToken{alg: c.tokens.SigningAlgorithm, jti: randomID(), groups: e.groups, expires: now.Add(c.tokens.IDTokenLifetime)}
 	for _, end := range []time.Time{e.ends, g.until} {
 		if !end.IsZero() && end.Before(t.expires) {
 			t.expires = end
@@ -210,7 +211,7 @@ func (s *Service) prepare(sess *Session, c *Client, g grant) (preparedToken, err
 		return preparedToken{}, fmt.Errorf("encode claims: %w", err)
 	}
 	if size := t.size(); size > int(c.tokens.MaxSize) {
-		return t, fmt.Errorf("%w: about %d bytes with %d groups, over tokens.maxSize %d: narrow the cluster's groups.include", ErrTooLarge, size, len(e.groups), c.tokens.MaxSize)
+		return t, fmt.Errorf("%w: about %d bytes with %d groups, over tokens.maxSize %d: %s", ErrTooLarge, size, len(e.groups), c.tokens.MaxSize, s.sizeAdvice(c, e.groups))
 	}
 	return t, nil
 }

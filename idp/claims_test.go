@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"github.com/tabard-id/tabard/groups"
 )
 
@@ -224,8 +226,13 @@ func TestTokenTooLarge(t *testing.T) {
 	h.must(err)
 	_, err = h.Refresh(h.ctx, h.client("kubernetes"), a.RefreshToken)
 	wantErr(t, err, ErrTooLarge)
-	if !strings.Contains(err.Error(), "1000 groups") {
-		t.Errorf("it says %q", err)
+	for _, want := range []string{"1000 groups", "1000 of corp:* with 52000 bytes (corp:k8s-" + strings.Repeat("0", 40) + ", ", "…", "clusters[prod].groups.include"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
+	}
+	if said := h.trail.said("token.issue"); !slices.ContainsFunc(said, func(s string) bool { return strings.HasPrefix(s, "denied token too large") }) {
+		t.Errorf("the trail says %q", said)
 	}
 	for n := 250; n < 300; n++ { // around the limit: what is made keeps it
 		many(n)
@@ -242,4 +249,47 @@ func TestTokenTooLarge(t *testing.T) {
 	many(1)
 	_, err = h.Refresh(h.ctx, h.client("kubernetes"), a.RefreshToken)
 	wantErr(t, err, nil)
+}
+
+// TestLargeTokenWarns: once for a session and client in the log, each time in the
+// trail, and where somebody asks why.
+func TestLargeTokenWarns(t *testing.T) {
+	h := newHouse(t)
+	var log strings.Builder
+	logger := logrus.New()
+	logger.SetOutput(&log)
+	h.Service.Log = logger
+	h.corp.change("alice", func(e *entry) {
+		for i := range 100 {
+			e.groups = append(e.groups, fmt.Sprintf("corp:k8s-%070d", i))
+		}
+	})
+	h.member("oncall", groups.KindPerson, "corp."+aliceID, time.Time{})
+	a, _ := h.login("alice", "kubernetes")
+	if len(a.IDToken) <= largeToken {
+		t.Fatalf("%d bytes are not large", len(a.IDToken))
+	}
+	_, err := h.Refresh(h.ctx, h.client("kubernetes"), a.RefreshToken)
+	h.must(err)
+	const want = "101 of corp:* with 8218 bytes (corp:k8s-"
+	if strings.Count(log.String(), want) != 1 || !strings.Contains(log.String(), "1 of local groups with 9 bytes (oncall): narrow clusters[prod].groups.include") {
+		t.Errorf("the log says %s", log.String())
+	}
+	n := 0
+	for _, e := range h.trail.events {
+		if e.Act == "token.issue" && e.Detail["size"] != "" {
+			n++
+		}
+	}
+	if n != 2 {
+		t.Errorf("%d events tell the size", n)
+	}
+	x, err := h.Explain(h.ctx, "alice", "prod")
+	h.must(err)
+	if !strings.Contains(x.SizeAdvice, want) || x.Refused != "" {
+		t.Errorf("explained: %q, %q", x.SizeAdvice, x.Refused)
+	}
+	if x, err = h.Explain(h.ctx, "bob", "prod"); err != nil || x.SizeAdvice != "" {
+		t.Errorf("bob: %q, %v", x.SizeAdvice, err)
+	}
 }

@@ -69,6 +69,7 @@ type ClusterConfig struct {
 	RedirectURIs  []string        `yaml:"redirectURIs,omitempty"`
 	Groups        GroupFilter     `yaml:"groups,omitempty"`
 	RequireGroups []string        `yaml:"requireGroups,omitempty"`
+	Webhook       *WebhookConfig  `yaml:"webhook,omitempty"` // nil: API servers cannot ask
 	Tokens        TokenConfig     `yaml:"tokens,omitempty"`
 	Sessions      SessionConfig   `yaml:"sessions,omitempty"`
 }
@@ -229,7 +230,7 @@ func (c Config) Validate() error {
 		}
 		ids[id] = path
 	}
-	names := map[string]bool{}
+	names, callers := map[string]bool{}, map[string]string{}
 	for i, cl := range c.Clusters {
 		path := fmt.Sprintf("clusters[%d]", i)
 		if !nameForm.MatchString(cl.Name) || names[cl.Name] {
@@ -243,7 +244,8 @@ func (c Config) Validate() error {
 		if cl.Sessions != c.Sessions {
 			errs = append(errs, cl.Sessions.validate(path+".sessions"))
 		}
-		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"))
+		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"),
+			cl.Webhook.validate(path+".webhook", cl, callers))
 	}
 	for i, cl := range c.Clients {
 		path := fmt.Sprintf("clients[%d]", i)

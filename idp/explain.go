@@ -31,6 +31,8 @@ type Explanation struct {
 	// where the username may not be in one.
 	Claims        map[string]any
 	Size, MaxSize int // of the signed token, in bytes: about, and at most
+	// SizeAdvice says of a large token what makes it large, and what to do; else "".
+	SizeAdvice string
 	// Refused is why there would be no token; "" when there would be one. Groups and
 	// Claims then say what it would hold otherwise.
 	Refused string
@@ -185,7 +187,9 @@ func (s *Service) explainToken(ctx context.Context, entry directory.Explanation,
 		}
 		delete(x.Claims, "jti")
 		delete(x.Claims, "sid")
-		x.Size = t.size()
+		if x.Size = t.size(); x.Size > largeToken {
+			x.SizeAdvice = s.sizeAdvice(c, t.groups)
+		}
 	}
 	x.trace(s, c, local)
 	return x, nil

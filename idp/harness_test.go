@@ -353,7 +353,7 @@ func (h *house) open(dir string) {
 	h.must(err)
 	h.t.Cleanup(func() { log.Close() })
 	h.trail = &trail{Log: log}
-	h.local, err = groups.Open(h.ctx, h.disk, log, groups.Config{Admins: []string{boss}, Reserved: h.cfg.DirectoryPrefixes, Clusters: []string{"prod"}}, quiet())
+	h.local, err = groups.Open(h.ctx, h.disk, log, groups.Config{Admins: []string{boss}, Reserved: h.cfg.DirectoryPrefixes, Clusters: []string{"prod", "dev"}}, quiet())
 	h.must(err)
 	h.t.Cleanup(h.local.Close)
 	h.keys, err = OpenKeys(h.ctx, h.disk, KeyConfig{Algorithms: h.cfg.KeyAlgorithms(), Retain: h.cfg.LongestToken()}, quiet(), h.clock.Now)

@@ -56,6 +56,12 @@ func (s *Service) Recheck(ctx context.Context, id Identity) (Identity, error) {
 	return s.identify(ctx, c, idClaims{SessionID: id.Session, Subject: id.Sub, ID: id.JTI})
 }
 
+// Extra are the extra attributes by which an API server, its audit log and RBAC know the
+// token and the session.
+func (id Identity) Extra() map[string][]string {
+	return map[string][]string{ExtraCredentialID: {"JTI=" + id.JTI}, ExtraSession: {id.Session}}
+}
+
 func (s *Service) identify(ctx context.Context, c *Client, claims idClaims) (Identity, error) {
 	sess, err := s.live(ctx, claims.SessionID)
 	if err == nil && (sess.Sub != claims.Subject || s.tooOld(sess, c)) {
@@ -133,7 +139,7 @@ func (v *verifiedTokens) claims(s *Service, token string) (idClaims, error) {
 	c, ok := v.by[hash]
 	ok = ok && v.keys == keys
 	v.mu.RUnlock()
-	if ok && now < c.Expires {
+	if ok && now < c.Expires && now >= c.NotBefore {
 		return c, nil
 	}
 	c, err := s.verify(token)

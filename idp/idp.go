@@ -109,7 +109,10 @@ type Service struct {
 	pace    *pacer
 	turns   *turns
 
-	verified *verifiedTokens
+	verified  *verifiedTokens
+	reviewers map[string]*Reviewer // by cluster
+	refusals  *onceSet             // jti of tokens whose refusal is in the trail
+	large     *onceSet             // sessions and clients whose large token is in the log
 
 	mustReserve atomic.Bool // see attempt.mayForget
 }
@@ -132,7 +135,12 @@ func New(ctx context.Context, cfg Config, p Parts) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Service{Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}}, verified: &verifiedTokens{by: map[[32]byte]idClaims{}}}, nil
+	s := &Service{
+		Parts: p, cfg: cfg, clients: cfg.clients(), seals: seals, pace: newPacer(p.Now), turns: &turns{lanes: map[string]*lane{}},
+		verified: &verifiedTokens{by: map[[32]byte]idClaims{}}, refusals: &onceSet{}, large: &onceSet{},
+	}
+	s.reviewers = s.reviewersOf(cfg.Clusters)
+	return s, nil
 }
 
 // Issuer is the issuer identifier, without a trailing slash.

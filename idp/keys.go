@@ -441,7 +441,7 @@ func (k *Keys) current(alg string) *signingKey {
 func (k *Keys) Verify(token string) ([]byte, error) {
 	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
 	if err != nil {
-		return nil, fmt.Errorf("parse token: %w", err)
+		return nil, fmt.Errorf("parse token: %.200s", err) // it can quote the token's header
 	}
 	header := jws.Signatures[0].Header
 	k.mu.RLock()

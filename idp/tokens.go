@@ -119,7 +119,7 @@ func (s *Service) replayed(ctx context.Context, sess *Session, c *Client, what s
 
 // denied leaves in the trail that a rule gave sess no token for c, and returns err.
 func (s *Service) denied(ctx context.Context, sess *Session, c *Client, err error) error {
-	if !errors.Is(err, ErrNoAccess) {
+	if !errors.Is(err, ErrNoAccess) && !errors.Is(err, ErrTooLarge) {
 		return err
 	}
 	e := audit.Event{Act: "token.issue", Outcome: audit.Denied, Reason: err.Error(), Client: c.ID, Cluster: c.Cluster}
@@ -146,9 +146,12 @@ func (s *Service) finish(ctx context.Context, sess *Session, c *Client, t prepar
 
 // sign records the token in the trail, then signs it.
 func (s *Service) sign(ctx context.Context, sess *Session, c *Client, t preparedToken) (string, error) {
-	e := audit.Event{Act: "token.issue", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, JTI: t.jti, Soon: true}
+	e := audit.Event{Act: "token.issue", Outcome: audit.Done, Client: c.ID, Cluster: c.Cluster, JTI: t.jti, Soon: true, Detail: s.warnLarge(sess, c, t)}
 	if sess.stale {
-		e.Detail = map[string]string{"stale": "true"}
+		if e.Detail == nil {
+			e.Detail = map[string]string{}
+		}
+		e.Detail["stale"] = "true"
 	}
 	if err := s.record(ctx, e, sess); err != nil {
 		return "", err

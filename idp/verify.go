@@ -57,6 +57,7 @@ type idClaims struct {
 	ID              string   `json:"jti"`
 	Expires         int64    `json:"exp"`
 	IssuedAt        int64    `json:"iat"`
+	NotBefore       int64    `json:"nbf"`
 }
 
 // maxToken bounds what is parsed; no id_token of ours is larger.
@@ -82,11 +83,15 @@ func (s *Service) verifyHint(raw string) (idClaims, error) {
 	return c, nil
 }
 
-// verify is verifyHint for a token that must not have expired.
+// verify is verifyHint for a token that lives now, by our own clock.
 func (s *Service) verify(raw string) (idClaims, error) {
 	c, err := s.verifyHint(raw)
-	if err == nil && s.Now().Unix() >= c.Expires {
+	switch now := s.Now().Unix(); {
+	case err != nil:
+	case now >= c.Expires:
 		err = errors.New("token has expired")
+	case now < c.NotBefore:
+		err = errors.New("token is not good yet")
 	}
 	return c, err
 }

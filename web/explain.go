@@ -48,7 +48,7 @@ func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
 			State: string(p.State), Account: accountInWords(p.State), PasswordChanged: when(p.PasswordChanged),
 		},
 		Strategy: x.Entry.Strategy, Queries: []api.ExplainedQuery{}, Groups: []api.ExplainedGroup{}, LeftOut: []api.LeftOut{},
-		Token: api.ExplainedToken{Cluster: x.Cluster, RequireGroups: x.Required, Refused: x.Refused, Claims: x.Claims, Size: x.Size, MaxSize: x.MaxSize},
+		Token: api.ExplainedToken{Cluster: x.Cluster, RequireGroups: x.Required, Refused: x.Refused, Claims: x.Claims, Size: x.Size, MaxSize: x.MaxSize, SizeAdvice: x.SizeAdvice},
 	}
 	for _, q := range x.Entry.Queries {
 		out.Queries = append(out.Queries, api.ExplainedQuery{

@@ -25,6 +25,7 @@ type foundation struct {
 	trail   *audit.Log
 	backups *web.Backups
 	auditor *web.Auditor
+	metrics *metrics
 }
 
 // openFoundation opens the store and the audit trail, and brings the records to the
@@ -53,7 +54,7 @@ func openAsIs(ctx context.Context, cfg *Config, log logrus.FieldLogger) (*founda
 		closeLogged(log, "store", st.Close)
 		return nil, fmt.Errorf("audit.dir: %w", err)
 	}
-	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail)}, nil
+	return &foundation{st, trail, web.NewBackups(st, trail, log), web.NewAuditor(trail), newMetrics()}, nil
 }
 
 func (f *foundation) close(log logrus.FieldLogger) {
@@ -122,7 +123,7 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("start the identity provider: %w", err)
 	}
 	a.health = &health{store: f.store, keys: keys, directories: dirs, stopping: stopping, log: log}
-	if err := a.route(local, keys, log); err != nil {
+	if err := a.route(local, keys, f.metrics, log); err != nil {
 		return nil, err
 	}
 	a.health.start()
@@ -158,7 +159,7 @@ func (a *assembly) openGroups(ctx context.Context, f *foundation, log logrus.Fie
 
 // route puts the provider's endpoints, the pages and the probes under the path of
 // the issuer; the probes are at the root as well.
-func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.FieldLogger) error {
+func (a *assembly) route(local *groups.Service, keys *idp.Keys, m *metrics, log logrus.FieldLogger) error {
 	u, err := url.Parse(a.cfg.Issuer)
 	if err != nil {
 		return fmt.Errorf("issuer: %w", err)
@@ -168,11 +169,15 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, log logrus.Field
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
+	reviews := provider.Reviews(a.idp, provider.ReviewConfig{Log: log, Count: m.reviewed})
 	paths := provider.Paths()
 	app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if slices.Contains(paths, r.URL.Path) {
+		switch {
+		case slices.Contains(paths, r.URL.Path):
 			endpoints.ServeHTTP(w, r)
-		} else {
+		case strings.HasPrefix(r.URL.Path, provider.ReviewPath):
+			reviews.ServeHTTP(w, r)
+		default:
 			a.site.ServeHTTP(w, r)
 		}
 	})

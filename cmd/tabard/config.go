@@ -229,8 +229,15 @@ func (l *loader) readFiles() {
 		l.secret(path+".bindPassword", &d.BindPassword, &d.BindPasswordFile)
 	}
 	for i := range c.Clusters {
-		a := &c.Clusters[i].APIServer
-		a.CA = l.caFile(fmt.Sprintf("clusters[%d].apiServer.caFile", i), &a.CAFile)
+		cl := &c.Clusters[i]
+		cl.APIServer.CA = l.caFile(fmt.Sprintf("clusters[%d].apiServer.caFile", i), &cl.APIServer.CAFile)
+		if cl.Webhook == nil {
+			continue
+		}
+		for j := range cl.Webhook.Callers {
+			caller := &cl.Webhook.Callers[j]
+			l.secret(fmt.Sprintf("clusters[%d].webhook.callers[%d].token", i, j), &caller.Token, &caller.TokenFile)
+		}
 	}
 	l.secret("keys.encryptionKey", &c.Keys.EncryptionKey, &c.Keys.EncryptionKeyFile)
 	for i := range c.Clients {

@@ -80,11 +80,17 @@ func TestConfigMistakes(t *testing.T) {
 		{"not text", "admins:", "\xff:", []string{": is not UTF-8 text"}},
 		{"empty value", "  type: ldap", "  type:", []string{":7:8: directories[0].type: has no value: give it one or leave the key out"}},
 		{"anchor", "name: corp", "name: &x corp", []string{":6:9: directories[0].name: anchors, aliases and tags are not read: write the value out"}},
-		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, proxy: {hosts: []}, webhook: {}}\nclients: [{id: x, jwksFile: y}]", []string{
-			":12:38: clusters[0].proxy: is not in this version yet: leave it out", ":12:58: clusters[0].webhook: is not in this version yet: leave it out", ":13:19: clients[0].jwksFile: is not in this version yet: leave it out"}},
+		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, proxy: {hosts: []}}\nclients: [{id: x, jwksFile: y}]", []string{
+			":12:38: clusters[0].proxy: is not in this version yet: leave it out", ":13:19: clients[0].jwksFile: is not in this version yet: leave it out"}},
 		{"account of the proxy", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: https://10.0.0.1:6443, tokenFile: t}}", []string{":12:78: clusters[0].apiServer.tokenFile: is not in this version yet: leave it out"}},
 		{"API server", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: http://10.0.0.1:6443, caFile: nowhere}}", []string{
 			":12:50: clusters[0].apiServer.url: must be an https URL such as https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
+		{"webhook without callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {}}", []string{":12:38: clusters[0].webhook.callers: is missing: name a file with a secret that the API server sends"}},
+		{"webhook's callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {callers: [{tokenFile: nowhere}, {token: short}, {token: x, tokenFile: y}, {}]}}", []string{
+			":12:59: clusters[0].webhook.callers[0].tokenFile: DIR/nowhere does not exist: create it or correct the path",
+			":12:80: clusters[0].webhook.callers[1]: the token has fewer than 16 bytes: make one with `openssl rand -base64 32`",
+			":12:97: clusters[0].webhook.callers[2].token: contradicts tokenFile: leave one out", ":12:96: clusters[0].webhook.callers[2]: the token has fewer than 16 bytes: make one with `openssl rand -base64 32`",
+			":12:122: clusters[0].webhook.callers[3].tokenFile: is missing"}},
 		{"etcd without members", "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: []}}\naudit: {dir: audit}", []string{":3:16: store.etcd.endpoints: is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379"}},
 		{"two stores, no trail", "store: {bolt: {path: tabard.db}}", "store: {bolt: {path: tabard.db}, etcd: {endpoints: ['https://e1']}}", []string{":3:34: store.etcd: contradicts store.bolt: leave one out; `tabard backup` and `tabard restore` move the records"}},
 		{"etcd without a trail", "store: {bolt: {path: tabard.db}}", "store: {etcd: {endpoints: ['https://e1']}}", []string{": audit.dir: is missing: with store.etcd, name the folder of this machine that keeps this server's part of the audit trail"}},

@@ -19,6 +19,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 	"github.com/spf13/cobra"
 
+	"github.com/tabard-id/tabard/idp/provider"
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 )
@@ -188,6 +189,7 @@ func (d *doctor) issuer(ctx context.Context, running bool) {
 		d.keys(ctx, hc, doc, note)
 		d.skew(date)
 		d.readiness(ctx, hc)
+		d.webhooks(ctx, hc)
 	}
 }
 
@@ -231,6 +233,40 @@ func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
 			d.say("server", resultFail, "the server cannot use directory %s: its log says why", name)
 		}
 	}
+}
+
+// webhooks asks each webhook about a token, as its API server does.
+func (d *doctor) webhooks(ctx context.Context, hc *http.Client) {
+	for _, cl := range d.cfg.idp.Clusters {
+		if cl.Webhook == nil {
+			continue
+		}
+		check := "cluster " + cl.Name
+		for i, caller := range cl.Webhook.Callers {
+			if err := askWebhook(ctx, hc, d.cfg.Issuer+provider.ReviewPath+cl.Name, caller.Token); err != nil {
+				d.say(check, resultFail, "webhook.callers[%d]: %s", i, err)
+			}
+		}
+		d.say(check, resultOK, "API servers can ask about each token. What ends then counts at their next cache miss, but only where they do not also trust %s by --oidc-issuer-url or --authentication-config: look at their flags", d.cfg.Issuer)
+	}
+}
+
+func askWebhook(ctx context.Context, hc *http.Client, target, caller string) error {
+	const review = `{"apiVersion":"authentication.k8s.io/v1","kind":"TokenReview","spec":{"token":"tabard-doctor"}}`
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, target, strings.NewReader(review))
+	if err != nil {
+		return fmt.Errorf("%s is not a URL", target)
+	}
+	req.Header.Set("Authorization", "Bearer "+caller)
+	resp, err := hc.Do(req)
+	if err != nil {
+		return fetchTrouble(target, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s answers %s: does the server run with this configuration?", target, resp.Status)
+	}
+	return nil
 }
 
 // client trusts the system's roots and, with own, our own chain, as an API server

@@ -74,6 +74,9 @@ func explanationRows(x api.Explanation) [][]string {
 
 func tokenRows(t api.ExplainedToken) [][]string {
 	rows := [][]string{{"Token", cmp.Or(t.Cluster, "of Tabard itself"), fmt.Sprintf("about %d of at most %d bytes", t.Size, t.MaxSize)}}
+	if t.SizeAdvice != "" {
+		rows = append(rows, []string{"LARGE", t.SizeAdvice})
+	}
 	if len(t.RequireGroups) > 0 {
 		rows = append(rows, []string{"Requires", "one of " + strings.Join(t.RequireGroups, ", ")})
 	}

@@ -14,6 +14,7 @@ import (
 type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
+	reviews  *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -22,6 +23,9 @@ func newMetrics() *metrics {
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tabard_http_requests_total", Help: "Answered HTTP requests by kind of route and status code.",
 		}, []string{"route", "code"}),
+		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tabard_token_reviews_total", Help: "Tokens that API servers asked about, by cluster and result: good, refused or failed.",
+		}, []string{"cluster", "result"}),
 	}
 	release, revision := buildVersion()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -29,8 +33,13 @@ func newMetrics() *metrics {
 		ConstLabels: prometheus.Labels{"version": release, "revision": revision},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.requests, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.reviews, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// reviewed counts the answer to one TokenReview.
+func (m *metrics) reviewed(cluster, result string) {
+	m.reviews.WithLabelValues(cluster, result).Inc()
 }
 
 // handler serves metrics and profiles, for a listener of their own.

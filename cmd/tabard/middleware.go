@@ -15,6 +15,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/tabard-id/tabard/idp/provider"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/web"
 )
@@ -56,7 +57,7 @@ func (s *server) finish(w *recorder, class string, panicked any, fields logrus.F
 	s.metrics.requests.WithLabelValues(class, strconv.Itoa(w.code())).Inc()
 	level := logrus.InfoLevel
 	switch class {
-	case "health", "keys", "discovery", "assets":
+	case "health", "keys", "discovery", "assets", "tokenreview":
 		level = logrus.DebugLevel
 	}
 	if s.log.IsLevelEnabled(level) {
@@ -70,6 +71,9 @@ func (s *server) finish(w *recorder, class string, panicked any, fields logrus.F
 
 // routeClass groups paths for the metrics, so that nobody can make new series.
 func routeClass(path string) string {
+	if strings.HasPrefix(path, provider.ReviewPath) {
+		return "tokenreview"
+	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	switch first {
 	case "healthz", "readyz":

@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), configCommand(), demoCommand(), doctorCommand(), loginCommand(), whoamiCommand(), logoutCommand(), explainCommand(), groupsCommand(), auditCommand(), sessionsCommand(), keysCommand(), backupCommand(), restoreCommand(), versionCommand())
+	root.AddCommand(serveCommand(), configCommand(), demoCommand(), doctorCommand(), loginCommand(), whoamiCommand(), logoutCommand(), explainCommand(), groupsCommand(), clusterCommand(), auditCommand(), sessionsCommand(), keysCommand(), backupCommand(), restoreCommand(), versionCommand())
 	return root
 }
 

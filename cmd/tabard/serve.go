@@ -79,7 +79,7 @@ func serve(ctx context.Context, path string, log *logrus.Logger, listening func(
 		return err
 	}
 	defer f.close(log)
-	s := &server{path: path, log: log, metrics: newMetrics(), foundation: f, started: cfg}
+	s := &server{path: path, log: log, metrics: f.metrics, foundation: f, started: cfg}
 	if s.current, err = assemble(ctx, cfg, f, log, s.stopping.Load); err != nil {
 		return err
 	}

@@ -319,6 +319,60 @@ func TestReload(t *testing.T) {
 	s.log.wait(t, "configuration reloaded", 4)
 }
 
+// TestWebhookCallers replaces the secret of an API server while the server runs.
+func TestWebhookCallers(t *testing.T) {
+	port := testenv.FreePort(t)
+	metrics := fmt.Sprintf("metrics: {listen: \"127.0.0.1:%d\"}\n", port)
+	s := start(t, served+metrics+deadDirectory)
+	const one, two, three = "caller-one-0123456789", "caller-two-0123456789", "caller-three-0123456789"
+	hc := s.client()
+	ask := func(caller string) string {
+		if err := askWebhook(t.Context(), hc, s.issuer+"/k8s/tokenreview/prod", caller); err != nil {
+			return regexp.MustCompile(`answers (\d+)`).FindStringSubmatch(err.Error())[1]
+		}
+		return "200"
+	}
+	if got := ask(one); got != "404" {
+		t.Errorf("without a webhook: %s", got)
+	}
+	writeFile(t, filepath.Join(s.dir, "one"), one+"\n", 0o600)
+	writeFile(t, filepath.Join(s.dir, "two"), two, 0o600)
+	s.configure(t, strings.Replace(served, "kubernetes}", "kubernetes, webhook: {callers: [{tokenFile: one}, {tokenFile: two}]}}", 1)+metrics+deadDirectory)
+	s.log.wait(t, "configuration reloaded", 1)
+	if got := ask(one) + ask(two) + ask(three); got != "200200401" {
+		t.Errorf("callers one, two, three: %s", got)
+	}
+	writeFile(t, filepath.Join(s.dir, "one"), three+"\n", 0o600)
+	s.log.wait(t, "configuration reloaded", 2)
+	if got := ask(one) + ask(two) + ask(three); got != "401200200" {
+		t.Errorf("callers one, two, three: %s", got)
+	}
+	writeFile(t, filepath.Join(s.dir, "one"), "short\n", 0o600)
+	s.log.wait(t, "the token has fewer than 16 bytes", 1)
+	if got := ask(three); got != "200" {
+		t.Errorf("a bad secret was put to use: %s", got)
+	}
+	writeFile(t, filepath.Join(s.dir, "one"), three, 0o600)
+	_, stdout, _ := command(t, "doctor", "--config", s.path, "-o", "json")
+	if !strings.Contains(stdout, "API servers can ask about each token") || !strings.Contains(stdout, "do not also trust "+s.issuer) || strings.Contains(stdout, "webhook.callers[") {
+		t.Errorf("the doctor says %s", stdout)
+	}
+	resp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	for _, want := range []string{`tabard_http_requests_total{code="401",route="tokenreview"} 2`, `tabard_token_reviews_total{cluster="prod",result="refused"} 7`} {
+		if !bytes.Contains(b, []byte(want)) {
+			t.Errorf("metrics without %s", want)
+		}
+	}
+	if log := s.log.String() + stdout; strings.Contains(log, one) || strings.Contains(log, two) || strings.Contains(log, three) {
+		t.Error("a caller's secret shows")
+	}
+}
+
 // TestGracefulStop holds a sign-in under way, at a directory that does not
 // answer, and stops the server: the person gets their answer.
 func TestGracefulStop(t *testing.T) {

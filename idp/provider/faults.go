@@ -38,7 +38,7 @@ var faults = []faultKind{
 	{idp.ErrDenied, "access_denied", http.StatusBadRequest, "the person said no"},
 	{idp.ErrExpired, "expired_token", http.StatusBadRequest, "the device code is too old; start again"},
 	{idp.ErrTooMany, "slow_down", http.StatusTooManyRequests, "too many requests from this address; try later"},
-	{idp.ErrTooLarge, "invalid_request", http.StatusBadRequest, "the token would be too large; the cluster's groups have to be narrowed"},
+	{idp.ErrTooLarge, "invalid_request", http.StatusBadRequest, "your groups make the token too large for this cluster; an administrator has to narrow them: `tabard explain` shows which"},
 	{idp.ErrNoSession, "login_required", http.StatusBadRequest, "the session has ended; sign in again"},
 	{store.ErrConflict, "temporarily_unavailable", http.StatusServiceUnavailable, "too much at once; try again"},
 	{store.ErrUnknown, "temporarily_unavailable", http.StatusServiceUnavailable, "the store does not answer; try again"},

@@ -100,6 +100,7 @@ const (
 	aliceSecret = "correct horse"
 	headlamp    = "https://headlamp.test/cb"
 	headSecret  = "headlamp-secret+0123/456789"
+	caller      = "caller-of-prod-0123456789"
 	localhost   = "http://localhost:8000"
 	verifier    = "a-verifier-that-is-long-enough-for-rfc-7636"
 	requestID   = "req-42"
@@ -120,6 +121,8 @@ type house struct {
 	corp  *corp
 	store *storetest.Faulty
 	log   *logLines
+
+	counts counts
 }
 
 // logLines keeps what is logged.
@@ -160,7 +163,8 @@ func (h *house) handler(dir string) http.Handler {
 	cfg := idp.Config{
 		Issuer: h.srv.URL, DirectoryPrefixes: []string{"corp:"}, Tokens: idp.TokenConfig{SigningAlgorithm: "ES256"},
 		Clusters: []idp.ClusterConfig{
-			{Name: "prod", ClientID: "kubernetes", RedirectURIs: []string{localhost}, Groups: idp.GroupFilter{Include: []string{"corp:*"}}},
+			{Name: "prod", ClientID: "kubernetes", RedirectURIs: []string{localhost}, Groups: idp.GroupFilter{Include: []string{"corp:*"}},
+				Webhook: &idp.WebhookConfig{Callers: []idp.CallerConfig{{Token: caller}}}},
 			{Name: "vault", ClientID: "vault", RedirectURIs: []string{localhost}, RequireGroups: []string{"corp:vault"}},
 		},
 		Clients: []idp.ClientConfig{{ID: "headlamp", Cluster: "prod", Secret: headSecret, RedirectURIs: []string{headlamp + "?own=1", headlamp}, PostLogoutRedirectURIs: []string{headlamp}}},
@@ -187,7 +191,25 @@ func (h *house) handler(dir string) http.Handler {
 	h.t.Cleanup(sessions.Close)
 	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log})
 	h.must(err)
-	return New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log})
+	mux := http.NewServeMux()
+	mux.Handle("/", New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log}))
+	mux.Handle(ReviewPath, Reviews(h.svc, ReviewConfig{Log: log, Count: h.counts.add}))
+	return mux
+}
+
+// counts is what the metrics are told.
+type counts struct {
+	mu sync.Mutex
+	n  map[string]int
+}
+
+func (c *counts) add(cluster, result string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == nil {
+		c.n = map[string]int{}
+	}
+	c.n[cluster+" "+result]++
 }
 
 // errorPage stands in for the pages of web.

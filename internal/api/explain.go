@@ -62,6 +62,7 @@ type ExplainedToken struct {
 	Claims        map[string]any `json:"claims,omitempty"`        // without jti and sid
 	Size          int            `json:"size"`                    // about, in bytes, signed
 	MaxSize       int            `json:"maxSize"`                 // tokens.maxSize, in bytes
+	SizeAdvice    string         `json:"sizeAdvice,omitempty"`    // of a large one: what makes it large, and what to do
 }
 
 // Path leads from a person or directory group, the Member of its first step, through

@@ -34,14 +34,31 @@ subjects:
 - {apiGroup: rbac.authorization.k8s.io, kind: Group, name: platform}
 `
 
+// clusterPrints is what `tabard cluster` prints for a cluster.
+func (s *server) clusterPrints(what, name string, args ...string) string {
+	s.t.Helper()
+	out, err := s.run(s.t.TempDir(), "", append([]string{"cluster", what, name, "--config", s.config}, args...)...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
 // startCluster starts a real API server that trusts s natively, with roles for the
 // groups corp:devs and platform.
-func startCluster(t *testing.T, s *server, clientID string, extra ...string) *testenv.KubeAPIServer {
+func startCluster(t *testing.T, s *server, clientID string) *testenv.KubeAPIServer {
 	t.Helper()
-	k := testenv.StartKubeAPIServer(t, testenv.KubeAPIServerOptions{ExtraArgs: append([]string{
-		"--oidc-issuer-url=" + s.issuer, "--oidc-client-id=" + clientID, "--oidc-ca-file=" + s.caFile,
-		"--oidc-username-claim=preferred_username", "--oidc-username-prefix=-", "--oidc-groups-claim=groups",
-	}, extra...)})
+	name := clientID
+	if clientID == "kubernetes" {
+		name = "prod"
+	}
+	return startClusterWith(t, strings.Fields(s.clusterPrints("flags", name, "--dir", s.dir))...)
+}
+
+// startClusterWith is startCluster with other flags.
+func startClusterWith(t *testing.T, flags ...string) *testenv.KubeAPIServer {
+	t.Helper()
+	k := testenv.StartKubeAPIServer(t, testenv.KubeAPIServerOptions{ExtraArgs: flags})
 	file := filepath.Join(t.TempDir(), "rbac.yaml")
 	if err := os.WriteFile(file, []byte(rbac), 0o600); err != nil {
 		t.Fatal(err)
@@ -149,7 +166,7 @@ func exchange(clientID, subject, audience string) url.Values {
 // TestES256 shows that an API server that was told so accepts ES256.
 func TestES256(t *testing.T) {
 	s := startTabard(t, options{tokens: "{signingAlgorithm: ES256}"})
-	k := startCluster(t, s, "kubernetes", "--oidc-signing-algs=ES256")
+	k := startCluster(t, s, "kubernetes")
 	tk := s.login("kubernetes", "alice", "pw-alice")
 	eventually(t, time.Minute, "alice is allowed by an ES256 token", func() error { return pods(t, k, tk.IDToken) })
 }

@@ -92,6 +92,7 @@ clusters:
 - name: prod
   clientID: kubernetes
   redirectURIs: [http://localhost:8000, http://localhost:18000]
+  webhook: {callers: [{tokenFile: tabard-webhook-token}]}
 - name: staging
   clientID: staging
   groups: {include: ["corp:devs", "platform"]}
@@ -128,6 +129,12 @@ func newServer(t testing.TB, slapd *testenv.Slapd, o options) *server {
 	t.Cleanup(s.checkTrail)
 	s.write("bind-password", slapd.BindPassword+"\n")
 	s.write("headlamp-secret", "headlamp-secret-for-tests\n")
+	s.write("tabard-webhook-token", "webhook-token-for-tests\n")
+	ca, err := os.ReadFile(s.caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.write("tabard-ca.pem", string(ca))
 	s.write("tabard.yaml", configFor(s, port, certFile, keyFile, o))
 	return s
 }

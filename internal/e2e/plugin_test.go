@@ -119,23 +119,31 @@ func (p *person) expire() (refresh string) {
 	return refresh
 }
 
-// issued counts the id_tokens that a client got, by the audit trail.
-func (s *server) issued(client string) int {
+// trail is the whole audit trail.
+func (s *server) trail() string {
 	s.t.Helper()
 	files, err := filepath.Glob(filepath.Join(s.dir, "audit", "*"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	n := 0
+	var all strings.Builder
 	for _, f := range files {
 		b, err := os.ReadFile(f)
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		for line := range strings.Lines(string(b)) {
-			if strings.Contains(line, `"token.issue"`) && strings.Contains(line, `"client":"`+client+`"`) && strings.Contains(line, `"done"`) {
-				n++
-			}
+		all.Write(b)
+	}
+	return all.String()
+}
+
+// issued counts the id_tokens that a client got, by the audit trail.
+func (s *server) issued(client string) int {
+	s.t.Helper()
+	n := 0
+	for line := range strings.Lines(s.trail()) {
+		if strings.Contains(line, `"token.issue"`) && strings.Contains(line, `"client":"`+client+`"`) && strings.Contains(line, `"done"`) {
+			n++
 		}
 	}
 	return n
