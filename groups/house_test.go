@@ -208,8 +208,6 @@ type tap struct {
 	gate   chan struct{} // closed: batches pass
 	broken chan struct{} // closed: watches end
 	list   error         // what List fails with
-	afters []int64       // what Watch was asked for
-	errs   []error       // and what it answered
 }
 
 func newTap(s store.Store) *tap {
@@ -241,13 +239,6 @@ func (w *tap) failList(err error) {
 	w.list = err
 }
 
-// asked returns the revisions after which watches were asked for, and the answers.
-func (w *tap) asked() ([]int64, []error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return append([]int64(nil), w.afters...), append([]error(nil), w.errs...)
-}
-
 func (w *tap) List(ctx context.Context, prefix, from string, limit int) ([]store.Entry, int64, error) {
 	w.mu.Lock()
 	err := w.list
@@ -263,7 +254,6 @@ func (w *tap) Watch(ctx context.Context, prefix string, after int64) (<-chan sto
 	in, err := w.Store.Watch(ctx, prefix, after)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.afters, w.errs = append(w.afters, after), append(w.errs, err)
 	if err != nil {
 		cancel()
 		return nil, err

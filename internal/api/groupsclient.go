@@ -123,14 +123,6 @@ func (c *Client) Everyone(ctx context.Context, name string, limit int, people bo
 	return all, err
 }
 
-// People returns at most limit people whose name, login or mail begins with query.
-func (c *Client) People(ctx context.Context, query string, limit int) (PeopleList, error) {
-	var list PeopleList
-	q := url.Values{"q": {query}, "limit": {strconv.Itoa(limit)}}
-	err := c.do(ctx, http.MethodGet, "/api/v1/people?"+q.Encode(), nil, &list)
-	return list, err
-}
-
 // CreateGroup makes a local group without members.
 func (c *Client) CreateGroup(ctx context.Context, set Settings) (Group, error) {
 	var g Group
@@ -156,13 +148,6 @@ func (c *Client) DeleteGroup(ctx context.Context, name, etag string, contained b
 		path += "?contained=true"
 	}
 	return c.send(ctx, request{method: http.MethodDelete, path: path, ifMatch: etag}, func(resp *http.Response) error { return decode(resp, nil) })
-}
-
-// Member returns one member, told by its kind and id.
-func (c *Client) Member(ctx context.Context, group, kind, id string) (Member, error) {
-	var m Member
-	err := c.do(ctx, http.MethodGet, memberPath(group, kind, id), nil, &m)
-	return m, err
 }
 
 // AddMember adds m to a local group, or replaces its begin, end and reason, and returns
