@@ -39,12 +39,17 @@ func TestDiscoveryDocument(t *testing.T) {
 	for field, want := range map[string]string{
 		"response_types_supported": "[code]", "code_challenge_methods_supported": "[S256]", "subject_types_supported": "[public]",
 		"id_token_signing_alg_values_supported": "[ES256]", "authorization_response_iss_parameter_supported": "true",
-		"request_parameter_supported": "false", "request_uri_parameter_supported": "false", "claims_parameter_supported": "false",
-		"grant_types_supported": "[authorization_code refresh_token urn:ietf:params:oauth:grant-type:device_code urn:ietf:params:oauth:grant-type:token-exchange]",
+		"token_endpoint_auth_methods_supported":            "[none client_secret_basic client_secret_post private_key_jwt]",
+		"token_endpoint_auth_signing_alg_values_supported": "[RS256 ES256 EdDSA]",
+		"request_parameter_supported":                      "false", "request_uri_parameter_supported": "false", "claims_parameter_supported": "false",
+		"grant_types_supported": "[authorization_code refresh_token client_credentials urn:ietf:params:oauth:grant-type:device_code urn:ietf:params:oauth:grant-type:token-exchange]",
 	} {
 		if got := fmt.Sprint(a.json[field]); got != want {
 			t.Errorf("%s is %s, want %s", field, got, want)
 		}
+	}
+	if again := h.do("GET", MetadataPath, "", nil); again.status != 200 || again.body != a.body {
+		t.Errorf("RFC 8414: %d %s", again.status, again.body)
 	}
 }
 
