@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -128,7 +129,13 @@ type house struct {
 	log   *logLines
 	ci    *ecdsa.PrivateKey // of the client ci
 	trail string            // its folder
+	ahead atomic.Int64      // how far the service's clock has been moved, in nanoseconds
 }
+
+// pass moves the service's clock on.
+func (h *house) pass(d time.Duration) { h.ahead.Add(int64(d)) }
+
+func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
 
 // jwksOf is the public half of key as a JWKS.
 func jwksOf(t testing.TB, key *ecdsa.PrivateKey) string {
@@ -234,7 +241,7 @@ func (h *house) handler(dir string) http.Handler {
 	sessions, err := idp.OpenSessions(h.t.Context(), disk, log)
 	h.must(err)
 	h.t.Cleanup(sessions.Close)
-	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log})
+	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log, Now: h.now})
 	h.must(err)
 	return New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log})
 }
