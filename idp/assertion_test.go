@@ -186,7 +186,13 @@ func TestAssertionsThatAreRight(t *testing.T) {
 
 // hostile are assertions that prove nothing, and whom they claim to prove.
 func (w *workshop) hostile(t testing.TB) map[string][2]string {
-	now := w.Now().Unix()
+	all := w.forged(t)
+	maps.Copy(all, w.misplaced(t))
+	return all
+}
+
+// forged have something wrong with their header, signature or form.
+func (w *workshop) forged(t testing.TB) map[string][2]string {
 	part := func(v any) string {
 		b, err := json.Marshal(v)
 		w.must(err)
@@ -203,30 +209,37 @@ func (w *workshop) hostile(t testing.TB) map[string][2]string {
 	w.must(err)
 	embedded := signer{w.other.key, "", jose.ES256}.sign(t, raw, map[jose.HeaderKey]any{"jwk": jose.JSONWebKey{Key: w.other.key.Public(), KeyID: "ec"}})
 	kid := func(kid string) string { return body.by(t, signer{w.ec.key, kid, jose.ES256}) }
+	return map[string][2]string{
+		"empty":                 {"ci", "."},
+		"no JWT":                {"ci", "a.b.c"},
+		"alg none":              {"ci", none},
+		"alg NonE":              {"ci", strings.Replace(none, part(map[string]string{"alg": "none", "typ": "JWT"}), part(map[string]string{"alg": "NonE"}), 1)},
+		"HS256 with the public": {"ci", hs + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))},
+		"PS256":                 {"ci", body.by(t, signer{w.rsa.key, "rsa", jose.PS256})},
+		"signature of another":  {"ci", swapped},
+		"no signature":          {"ci", good[0] + "." + good[1] + "."},
+		"another key, our kid":  {"ci", w.mine().by(t, w.other)},
+		"key in the header":     {"ci", embedded},
+		"no kid":                {"ci", kid("")},
+		"unknown kid":           {"ci", kid("../../etc/passwd")},
+		"kid of another key":    {"ci", kid("rsa")},
+		"kid of another type":   {"ci", kid("ed")},
+		"critical header":       {"ci", w.ec.sign(t, raw, map[jose.HeaderKey]any{"crit": []string{"exp"}, "exp": 1})},
+		"JSON serialization":    {"ci", `{"payload":"` + good[1] + `","protected":"` + good[0] + `","signature":"` + good[2] + `"}`},
+		"payload no object":     {"ci", w.ec.sign(t, []byte(`"ci"`), nil)},
+		"payload no JSON":       {"ci", w.ec.sign(t, []byte{0xff, 0}, nil)},
+		"claims in capitals":    {"ci", w.ec.sign(t, []byte(strings.ReplaceAll(string(raw), `"exp"`, `"EXP"`)), nil)},
+		"huge and no JWT":       {"ci", strings.Repeat("a", 1<<20)},
+	}
+}
+
+// misplaced are signed as they should be, with claims that are not good here.
+func (w *workshop) misplaced(t testing.TB) map[string][2]string {
+	now := w.Now().Unix()
 	by := func(pairs ...any) [2]string { return [2]string{"ci", w.mine().with(pairs...).by(t, w.ec)} }
 	pod := func(pairs ...any) [2]string { return [2]string{"argocd", w.pod().with(pairs...).by(t, w.pods)} }
 	return map[string][2]string{
-		"empty":                    {"ci", "."},
-		"no JWT":                   {"ci", "a.b.c"},
-		"alg none":                 {"ci", none},
-		"alg NonE":                 {"ci", strings.Replace(none, part(map[string]string{"alg": "none", "typ": "JWT"}), part(map[string]string{"alg": "NonE"}), 1)},
-		"HS256 with the public":    {"ci", hs + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil))},
-		"PS256":                    {"ci", body.by(t, signer{w.rsa.key, "rsa", jose.PS256})},
-		"signature of another":     {"ci", swapped},
-		"no signature":             {"ci", good[0] + "." + good[1] + "."},
-		"another key, our kid":     {"ci", w.mine().by(t, w.other)},
-		"key in the header":        {"ci", embedded},
-		"no kid":                   {"ci", kid("")},
-		"unknown kid":              {"ci", kid("../../etc/passwd")},
-		"kid of another key":       {"ci", kid("rsa")},
-		"kid of another type":      {"ci", kid("ed")},
-		"critical header":          {"ci", w.ec.sign(t, raw, map[jose.HeaderKey]any{"crit": []string{"exp"}, "exp": 1})},
-		"JSON serialization":       {"ci", `{"payload":"` + good[1] + `","protected":"` + good[0] + `","signature":"` + good[2] + `"}`},
-		"payload no object":        {"ci", w.ec.sign(t, []byte(`"ci"`), nil)},
-		"payload no JSON":          {"ci", w.ec.sign(t, []byte{0xff, 0}, nil)},
-		"claims in capitals":       {"ci", w.ec.sign(t, []byte(strings.ReplaceAll(string(raw), `"exp"`, `"EXP"`)), nil)},
 		"huge":                     by("jti", strings.Repeat("a", maxAssertion)),
-		"huge and no JWT":          {"ci", strings.Repeat("a", 1<<20)},
 		"other aud":                by("aud", "https://evil.test/token"),
 		"aud of another endpoint":  by("aud", "https://id.test/authorize"),
 		"aud is near":              by("aud", "https://id.test/token/"),

@@ -180,7 +180,11 @@ func mistake(rt route, words string) string {
 func refuse(w http.ResponseWriter, r *http.Request, rt route, cfg Config, status int, code, words string) {
 	switch {
 	case status == http.StatusUnauthorized && r.URL.Path == "/userinfo":
-		w.Header().Set("WWW-Authenticate", `Bearer realm="tabard", error="invalid_token"`)
+		challenge := `Bearer realm="tabard"`
+		if code == "invalid_token" { // else there was no token to tell of (RFC 6750 section 3.1)
+			challenge += `, error="invalid_token"`
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
 	case status == http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="tabard"`)
 	case status == http.StatusServiceUnavailable:

@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -104,80 +105,101 @@ func TestOneProofARequest(t *testing.T) {
 	}
 }
 
+// alike is a group of rejections that must not be told apart.
+type alike struct {
+	name    string
+	answers []answer
+}
+
 // What must not be told apart is not: status, headers and body are equal.
 func TestRejectionsAreAlike(t *testing.T) {
 	h := newHouse(t)
 	code, _ := h.code()
+	groups := append([]alike{h.wrongCodes(code), h.wrongDeviceCodes(), h.wrongClients()}, h.wrongTokens()...)
+	for _, g := range groups {
+		first := g.answers[0]
+		first.header.Del("Date")
+		for i, a := range g.answers {
+			a.header.Del("Date")
+			if a.status != first.status || a.body != first.body || !maps.EqualFunc(a.header, first.header, slices.Equal) {
+				t.Errorf("%s %d can be told from the first: %d %s %v\n%d %s %v", g.name, i, a.status, a.body, a.header, first.status, first.body, first.header)
+			}
+		}
+	}
+	if a := h.redeem(code, "kubernetes", "code_verifier", verifier); a.status != 200 {
+		t.Errorf("the right code after all that: %d %s", a.status, a.body)
+	}
+}
+
+func (h *house) redeem(code, client string, pairs ...string) answer {
+	h.t.Helper()
+	return h.post("/token", nil, append([]string{"grant_type", "authorization_code", "client_id", client, "redirect_uri", localhost, "code", code}, pairs...)...)
+}
+
+func (h *house) wrongCodes(code string) alike {
 	used, _ := h.code()
-	redeem := func(code, client string, pairs ...string) answer {
-		return h.post("/token", nil, append([]string{"grant_type", "authorization_code", "client_id", client, "redirect_uri", localhost, "code", code}, pairs...)...)
-	}
-	redeem(used, "kubernetes", "code_verifier", verifier)
-	tokens, _ := h.tokens()
-	ended, _ := h.tokens()
-	h.post("/revoke", nil, "client_id", "tabard", "token", ended["refresh_token"].(string))
-	h.post("/revoke", nil, "client_id", "kubernetes", "token", ended["refresh_token"].(string))
-	refresh := func(client, token string) answer {
-		return h.post("/token", nil, "grant_type", "refresh_token", "client_id", client, "refresh_token", token)
-	}
-	rt := tokens["refresh_token"].(string)
+	right := []string{"code_verifier", verifier}
+	h.redeem(used, "kubernetes", right...)
+	return alike{"codes", []answer{
+		h.redeem("what", "kubernetes", right...),
+		h.redeem(strings.Repeat("A", 22)+"."+strings.Repeat("A", 43), "kubernetes", right...),
+		h.redeem(code[:len(code)-4]+"AAAA", "kubernetes", right...),
+		h.redeem(code, "kubernetes"),
+		h.redeem(code, "kubernetes", "code_verifier", verifier+"x"),
+		h.redeem(code, "vault", right...),
+		h.redeem(used, "kubernetes", right...),
+	}}
+}
+
+func (h *house) wrongDeviceCodes() alike {
 	device := h.post("/device_authorization", nil, "client_id", "kubernetes").json["device_code"].(string)
 	poll := func(client, code string) answer {
 		return h.post("/token", nil, "grant_type", "urn:ietf:params:oauth:grant-type:device_code", "client_id", client, "device_code", code)
+	}
+	return alike{"device codes", []answer{
+		poll("kubernetes", "what"), poll("vault", device), poll("kubernetes", device[:len(device)-4]+"AAAA"), poll("kubernetes", strings.Repeat("A", 22)+".x"),
+	}}
+}
+
+func (h *house) wrongClients() alike {
+	secret := func(client string, more ...string) answer {
+		return h.post("/token", nil, append([]string{"grant_type", "refresh_token", "refresh_token", "x", "client_id", client}, more...)...)
 	}
 	proof := func(assertion, client string) answer {
 		return h.asCI("/token", assertion, "grant_type", "client_credentials", "client_id", client)
 	}
 	twice := h.assertion()
 	proof(twice, "ci")
+	return alike{"client authentication", []answer{
+		secret("headlamp", "client_secret", "wrong"), secret("headlamp"), secret("nobody", "client_secret", "x"), secret("nobody"),
+		secret("kubernetes", "client_secret", "x"), secret("ci", "client_secret", "x"), secret("ci"),
+		h.post("/token", with(nil, "Authorization", basic("headlamp", "wrong")), "grant_type", "refresh_token", "refresh_token", "x"),
+		proof("a.b.c", "ci"), proof(h.assertion("aud", "https://evil.test"), "ci"), proof(h.assertion("exp", time.Now().Unix()-61), "ci"),
+		proof(twice, "ci"), proof(h.assertion(), "headlamp"), proof(h.assertion(), "nobody"), proof(h.assertion("sub", "nobody"), "ci"),
+	}}
+}
+
+// wrongTokens are refresh, bearer and introspected tokens.
+func (h *house) wrongTokens() []alike {
+	tokens, _ := h.tokens()
+	ended, _ := h.tokens()
+	rt, gone := tokens["refresh_token"].(string), ended["refresh_token"].(string)
+	h.post("/revoke", nil, "client_id", "kubernetes", "token", gone)
+	refresh := func(client, token string) answer {
+		return h.post("/token", nil, "grant_type", "refresh_token", "client_id", client, "refresh_token", token)
+	}
+	bearer := func(token string) answer {
+		return h.do("GET", "/userinfo", "", with(nil, "Authorization", "Bearer "+token))
+	}
 	ask := func(token string) answer {
 		return h.post("/introspect", with(nil, "Authorization", basic("headlamp", headSecret)), "token", token)
 	}
-	for name, group := range map[string][]answer{
-		"client authentication": {
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "headlamp", "client_secret", "wrong"),
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "headlamp"),
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "nobody", "client_secret", "x"),
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "nobody"),
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "kubernetes", "client_secret", "x"),
-			h.post("/token", with(nil, "Authorization", basic("headlamp", "wrong")), "grant_type", "refresh_token", "refresh_token", "x"),
-			h.post("/token", nil, "grant_type", "refresh_token", "refresh_token", "x", "client_id", "ci", "client_secret", "x"),
-			proof("a.b.c", "ci"), proof(h.assertion("aud", "https://evil.test"), "ci"), proof(h.assertion("exp", time.Now().Unix()-61), "ci"),
-			proof(twice, "ci"), proof(h.assertion(), "headlamp"), proof(h.assertion(), "nobody"), proof(h.assertion("sub", "nobody"), "ci"),
-		},
-		"codes": {
-			redeem("what", "kubernetes", "code_verifier", verifier), redeem(strings.Repeat("A", 22)+"."+strings.Repeat("A", 43), "kubernetes", "code_verifier", verifier),
-			redeem(code, "kubernetes"), redeem(code, "kubernetes", "code_verifier", verifier+"x"), redeem(code, "vault", "code_verifier", verifier),
-			redeem(code[:len(code)-4]+"AAAA", "kubernetes", "code_verifier", verifier), redeem(used, "kubernetes", "code_verifier", verifier),
-		},
-		"refresh tokens": {
-			refresh("kubernetes", "what"), refresh("kubernetes", "a.b.0.c"), refresh("kubernetes", rt[:len(rt)-4]+"AAAA"), refresh("vault", rt),
-			refresh("kubernetes", ended["refresh_token"].(string)), refresh("kubernetes", tokens["access_token"].(string)),
-		},
-		"device codes": {
-			poll("kubernetes", "what"), poll("vault", device), poll("kubernetes", device[:len(device)-4]+"AAAA"), poll("kubernetes", strings.Repeat("A", 22)+".x"),
-		},
-		"bearer tokens": {
-			h.do("GET", "/userinfo", "", with(nil, "Authorization", "Bearer what")),
-			h.do("GET", "/userinfo", "", with(nil, "Authorization", "Bearer "+ended["access_token"].(string))),
-			h.do("GET", "/userinfo", "", with(nil, "Authorization", "Bearer "+tokens["id_token"].(string))),
-		},
-		"introspection": {ask("what"), ask(rt), ask(ended["refresh_token"].(string)), ask(tokens["access_token"].(string))},
-	} {
-		first := group[0]
-		first.header.Del("Date")
-		for i, a := range group {
-			if a.header.Del("Date"); a.status != first.status || a.body != first.body || len(a.header) != len(first.header) {
-				t.Errorf("%s %d can be told from the first: %d %s %v\n%d %s %v", name, i, a.status, a.body, a.header, first.status, first.body, first.header)
-			}
-			for k, v := range first.header {
-				if !slices.Equal(a.header[k], v) {
-					t.Errorf("%s %d: %s is %v, of the first %v", name, i, k, a.header[k], v)
-				}
-			}
-		}
-	}
-	if a := redeem(code, "kubernetes", "code_verifier", verifier); a.status != 200 {
-		t.Errorf("the right code after all that: %d %s", a.status, a.body)
+	return []alike{
+		{"refresh tokens", []answer{
+			refresh("kubernetes", "what"), refresh("kubernetes", "a.b.0.c"), refresh("kubernetes", rt[:len(rt)-4]+"AAAA"),
+			refresh("vault", rt), refresh("kubernetes", gone), refresh("kubernetes", tokens["access_token"].(string)),
+		}},
+		{"bearer tokens", []answer{bearer("what"), bearer(ended["access_token"].(string)), bearer(tokens["id_token"].(string))}},
+		{"introspection", []answer{ask("what"), ask(rt), ask(gone), ask(tokens["access_token"].(string))}},
 	}
 }
