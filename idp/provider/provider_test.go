@@ -191,6 +191,32 @@ func FuzzAuthorize(f *testing.F) {
 	})
 }
 
+func FuzzLogout(f *testing.F) {
+	h := newHouse(f)
+	tokens, cookie := h.tokens()
+	f.Add(form("id_token_hint", tokens["id_token"].(string)+"x", "post_logout_redirect_uri", headlamp, "state", "\r\n").Encode(), "", true)
+	f.Add(form("client_id", "headlamp", "post_logout_redirect_uri", headlamp+"?own=1").Encode(), "", false)
+	f.Add(form("post_logout_redirect_uri", "https://evil.test").Encode(), form("state", "a").Encode(), true)
+	f.Add("", form("id_token_hint", "a.b.c", "client_id", "kubernetes").Encode(), true)
+	f.Fuzz(func(t *testing.T, query, body string, signedIn bool) {
+		r := httptest.NewRequest(http.MethodGet, "/logout", nil)
+		if body != "" {
+			r = httptest.NewRequest(http.MethodPost, "/logout", strings.NewReader(body))
+			r.Header.Set("Content-Type", formType.Get("Content-Type"))
+		}
+		r.URL.RawQuery = query
+		if signedIn {
+			r.Header.Set("Cookie", cookie)
+		}
+		w := httptest.NewRecorder()
+		h.srv.Config.Handler.ServeHTTP(w, r)
+		to := w.Header().Get("Location")
+		if w.Code >= 500 || strings.ContainsAny(to, "\r\n") || !strings.HasPrefix(to, h.srv.URL+"/sign") && away(to) {
+			t.Errorf("%d to %q: %s", w.Code, to, w.Body)
+		}
+	})
+}
+
 func FuzzToken(f *testing.F) {
 	h := newHouse(f)
 	tokens, _ := h.tokens()
@@ -203,6 +229,7 @@ func FuzzToken(f *testing.F) {
 	add(basic("headlamp", headSecret), "grant_type", "authorization_code", "code", "a.b", "redirect_uri", "x", "code_verifier", "y", "token", "a.b.c")
 	add("", "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "client_id", "tabard", "subject_token", tokens["id_token"].(string), "subject_token_type", "urn:ietf:params:oauth:token-type:id_token", "audience", "kubernetes")
 	add("Bearer \x00", "access_token", "x", "audience", "a", "audience", "b")
+	add("", "grant_type", "client_credentials", "client_assertion", h.assertion("exp", 1), "client_assertion_type", assertionType, "client_id", "ci", "token", "x")
 	add("Basic ====", "client_assertion", "a.b.c", "client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
 	f.Fuzz(func(t *testing.T, path, body, auth string) {
 		if rt, ok := routes[path]; !ok || rt.page {

@@ -126,6 +126,11 @@ func TestRejectionsAreAlike(t *testing.T) {
 			}
 		}
 	}
+	for _, cause := range []string{"assertion was used before", "aud is not one of", "has expired", "code is not for this client", "no such refresh token"} {
+		if !strings.Contains(h.log.text(), cause) {
+			t.Errorf("the log does not tell that %s", cause)
+		}
+	}
 	if a := h.redeem(code, "kubernetes", "code_verifier", verifier); a.status != 200 {
 		t.Errorf("the right code after all that: %d %s", a.status, a.body)
 	}
