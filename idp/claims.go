@@ -99,7 +99,7 @@ func reservedName(name string) bool {
 
 // entitle returns what c's token may say of sess, or ErrNoAccess.
 func (s *Service) entitle(sess *Session, c *Client) (entitlement, error) {
-	if reservedName(sess.Username) {
+	if reservedUsername(sess.Username) {
 		return entitlement{}, fmt.Errorf("%w: the directory's username %q may not be in a token", ErrNoAccess, sess.Username)
 	}
 	all, ends, err := s.allGroups(sess, c.Cluster, c.tokens.MinLifetime)

@@ -12,11 +12,13 @@ type Client struct {
 	ID       string
 	Name     string // for people: the cluster's name, or the id
 	Cluster  string // "" for the built-in client
-	Public   bool   // has no secret and must use PKCE
+	Public   bool   // cannot prove itself and must use PKCE
 	Audience []string
 
 	redirectURIs, postLogoutURIs []string
 	secretHash                   []byte
+	asserter                     *asserter // nil: it proves itself otherwise
+	groups                       []string  // of its own token; none: it gets none
 	tokens                       TokenConfig
 	sessions                     SessionConfig
 	rules                        *ClusterConfig // nil for the built-in client
@@ -44,11 +46,13 @@ func (c Config) clients() map[string]*Client {
 		at := slices.IndexFunc(c.Clusters, func(cl ClusterConfig) bool { return cl.Name == cc.Cluster })
 		cl := &c.Clusters[at]
 		client := &Client{
-			ID: cc.ID, Name: cc.ID, Cluster: cl.Name, Public: cc.Secret == "", Audience: []string{cc.ID, cl.ClientID},
+			ID: cc.ID, Name: cc.ID, Cluster: cl.Name, Audience: []string{cc.ID, cl.ClientID},
+			asserter: cc.asserter(c.Issuer), groups: cc.Groups,
 			redirectURIs: cc.RedirectURIs, postLogoutURIs: cc.PostLogoutRedirectURIs,
 			tokens: cl.Tokens, sessions: cl.Sessions, rules: cl,
 		}
-		if !client.Public {
+		client.Public = cc.Secret == "" && client.asserter == nil
+		if cc.Secret != "" {
 			client.secretHash = hashSecret(cc.Secret)
 		}
 		all[cc.ID] = client

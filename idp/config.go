@@ -81,12 +81,19 @@ type GroupFilter struct {
 	Exclude []string `yaml:"exclude,omitempty"`
 }
 
-// ClientConfig is a further client of a cluster, confidential when it has a secret.
+// ClientConfig is a further client of a cluster, confidential when it has a secret,
+// keys or a service account.
 type ClientConfig struct {
-	ID                     string   `yaml:"id"`
-	Cluster                string   `yaml:"cluster"`
-	Secret                 string   `yaml:"secret,omitempty"`
-	SecretFile             string   `yaml:"secretFile,omitempty"`
+	ID             string               `yaml:"id"`
+	Cluster        string               `yaml:"cluster"`
+	Secret         string               `yaml:"secret,omitempty"`
+	SecretFile     string               `yaml:"secretFile,omitempty"`
+	JWKSFile       string               `yaml:"jwksFile,omitempty"` // its public keys, for private_key_jwt
+	JWKS           string               `yaml:"-"`                  // what JWKSFile holds
+	ServiceAccount ServiceAccountConfig `yaml:"serviceAccount,omitempty"`
+	// Groups are what a token of its own holds, for which no person is needed; without
+	// any it gets none.
+	Groups                 []string `yaml:"groups,omitempty"`
 	RedirectURIs           []string `yaml:"redirectURIs,omitempty"`
 	PostLogoutRedirectURIs []string `yaml:"postLogoutRedirectURIs,omitempty"`
 }
@@ -253,6 +260,7 @@ func (c Config) Validate() error {
 		if !names[cl.Cluster] {
 			errs = append(errs, wrong(path+".cluster", "there is no cluster %q", cl.Cluster))
 		}
+		errs = append(errs, c.validateProof(path, &cl)...)
 		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), validateURIs(path+".postLogoutRedirectURIs", cl.PostLogoutRedirectURIs))
 	}
 	return errors.Join(errs...)

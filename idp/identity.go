@@ -23,7 +23,8 @@ type Identity struct {
 	Sub      string
 	Username string
 	Groups   []string // that leave to the cluster; not to be changed
-	Session  string   // sid
+	Session  string   // sid; "" for a client's own token
+	Client   string   // whose own token it is; "" for a person's
 	JTI      string   // of the token
 	AuthTime time.Time
 	Ends     time.Time // when the first right in it ends by itself; never zero
@@ -53,16 +54,29 @@ func (s *Service) Recheck(ctx context.Context, id Identity) (Identity, error) {
 	if c == nil {
 		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, id.Cluster)
 	}
-	return s.identify(ctx, c, idClaims{SessionID: id.Session, Subject: id.Sub, ID: id.JTI})
+	if id.Client != "" && !s.Now().Before(id.Ends) { // nothing else says when it ends
+		return Identity{}, fmt.Errorf("%w: token has expired", ErrRefused)
+	}
+	return s.identify(ctx, c, idClaims{
+		SessionID: id.Session, Subject: id.Sub, ID: id.JTI,
+		AuthorizedParty: id.Client, IssuedAt: id.AuthTime.Unix(), Expires: id.Ends.Unix(),
+	})
 }
 
 // Extra are the extra attributes by which an API server, its audit log and RBAC know the
-// token and the session.
+// token and the session, if there is one.
 func (id Identity) Extra() map[string][]string {
-	return map[string][]string{ExtraCredentialID: {"JTI=" + id.JTI}, ExtraSession: {id.Session}}
+	extra := map[string][]string{ExtraCredentialID: {"JTI=" + id.JTI}}
+	if id.Session != "" {
+		extra[ExtraSession] = []string{id.Session}
+	}
+	return extra
 }
 
 func (s *Service) identify(ctx context.Context, c *Client, claims idClaims) (Identity, error) {
+	if owner := s.ownerOf(claims); owner != nil && owner.Cluster == c.Cluster {
+		return s.identifyClient(owner, claims)
+	}
 	sess, err := s.live(ctx, claims.SessionID)
 	if err == nil && (sess.Sub != claims.Subject || s.tooOld(sess, c)) {
 		err = ErrNoSession
@@ -85,6 +99,18 @@ func (s *Service) identify(ctx context.Context, c *Client, claims idClaims) (Ide
 		id.Ends = e.ends
 	}
 	return id, nil
+}
+
+// identifyClient says what a client's own token is worth now, by the configuration.
+func (s *Service) identifyClient(owner *Client, claims idClaims) (Identity, error) {
+	e, err := s.ownGroups(owner)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return Identity{
+		Cluster: owner.Cluster, Sub: claims.Subject, Username: claims.Subject, Groups: e.groups, Client: owner.ID, JTI: claims.ID,
+		AuthTime: time.Unix(claims.IssuedAt, 0), Ends: time.Unix(claims.Expires, 0),
+	}, nil
 }
 
 // clientOf returns the implicit client of a cluster, or nil.

@@ -110,3 +110,28 @@ func BenchmarkIdentify(b *testing.B) {
 		}
 	}
 }
+
+// TestIdentifyClient has a token without a session, which nothing ends but its time.
+func TestIdentifyClient(t *testing.T) {
+	w := newWorkshop(t)
+	raw := w.own("ci")["raw"].(string)
+	id, err := w.Identify(w.ctx, "prod", raw)
+	if err != nil || id.Username != "client:ci" || len(id.Groups) != 2 || id.Session != "" || len(id.Extra()) != 1 {
+		t.Fatal(id, err)
+	}
+	_, err = w.Identify(w.ctx, "dev", raw)
+	wantErr(t, err, ErrRefused)
+	again, err := w.Recheck(w.ctx, id)
+	if err != nil || again.Username != id.Username || !again.Ends.Equal(id.Ends) {
+		t.Error(again, err)
+	}
+	stranger := id
+	stranger.Client = "headlamp"
+	_, err = w.Recheck(w.ctx, stranger)
+	wantErr(t, err, ErrRefused)
+	w.clock.pass(5 * time.Minute)
+	_, err = w.Recheck(w.ctx, id)
+	wantErr(t, err, ErrRefused)
+	_, err = w.Identify(w.ctx, "prod", raw)
+	wantErr(t, err, ErrRefused)
+}

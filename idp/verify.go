@@ -173,9 +173,15 @@ func (s *Service) introspect(ctx context.Context, c *Client, token string) (Intr
 		if err != nil || !slices.Contains(claims.Audience, c.ID) && claims.AuthorizedParty != c.ID {
 			return Introspection{}, nil, ErrNoSession
 		}
+		in := Introspection{
+			Client: claims.AuthorizedParty, Type: "id_token", Audience: claims.Audience,
+			Expires: time.Unix(claims.Expires, 0), ID: claims.ID,
+		}
+		if owner := s.ownerOf(claims); owner != nil {
+			return in, &Session{Sub: claims.Subject, Username: claims.Subject}, nil
+		}
 		sess, err := s.session(ctx, claims.SessionID)
-		return Introspection{Client: claims.AuthorizedParty, Type: "id_token", Audience: claims.Audience,
-			Expires: time.Unix(claims.Expires, 0), ID: claims.ID}, sess, err
+		return in, sess, err
 	}
 	sess, at, err := s.access(ctx, token)
 	if err == nil && at.Client != c.ID {

@@ -47,6 +47,24 @@ func TestSignInForm(t *testing.T) {
 	}
 }
 
+// A login_hint fills the field in, whatever it holds.
+func TestSignInLoginHint(t *testing.T) {
+	h := newHouse(t)
+	for _, hint := range []string{"alice@corp.example", `"><script>alert(1)</script>`} {
+		a, err := h.idp.Authorize(t.Context(), idp.AuthRequest{
+			ClientID: "kubernetes", RedirectURI: redirectURI, ResponseType: "code", LoginHint: hint,
+			CodeChallenge: strings.Repeat("a", 43), ChallengeBy: "S256",
+		}, "", "")
+		must(t, err)
+		b := h.browser()
+		b.setCookie(idp.SignInCookie, a.Binding)
+		got := b.get("/sign-in?request=" + url.QueryEscape(a.Sealed))
+		if u := fields(t, got.body)["username"]; len(u) != 1 || u[0]["value"] != hint || strings.Contains(got.body, "<script>alert") {
+			t.Errorf("%q: username is %v", hint, u)
+		}
+	}
+}
+
 func TestSignInGoesToTheClient(t *testing.T) {
 	h := newHouse(t)
 	b := h.browser()

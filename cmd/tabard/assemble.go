@@ -188,6 +188,10 @@ func (a *assembly) route(local *groups.Service, keys *idp.Keys, m *metrics, log 
 			serveAlive(w, r)
 		case r.URL.Path == "/readyz", under && rest == "/readyz":
 			a.health.ServeHTTP(w, r)
+		case a.base != "" && r.URL.Path == provider.MetadataPath+a.base:
+			r = r.Clone(r.Context())
+			r.URL.Path, r.URL.RawPath = provider.MetadataPath, ""
+			endpoints.ServeHTTP(w, r)
 		case under && strings.HasPrefix(rest, "/"):
 			http.StripPrefix(a.base, app).ServeHTTP(w, r)
 		default:

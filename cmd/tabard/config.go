@@ -180,6 +180,11 @@ func (l *loader) check() {
 	if len(c.Directories) == 0 {
 		l.wrongAt("directories", "is missing: name at least one, or nobody can sign in")
 	}
+	for i := range c.Directories {
+		if strings.HasPrefix(strings.ToLower(c.Directories[i].Users.UsernamePrefix), idp.ClientPrefix) {
+			l.wrongAt(fmt.Sprintf("directories[%d].users.usernamePrefix", i), "may not begin with %s, which is for clients' own tokens", idp.ClientPrefix)
+		}
+	}
 }
 
 func (l *loader) checkIssuer() {
@@ -241,7 +246,10 @@ func (l *loader) readFiles() {
 	}
 	l.secret("keys.encryptionKey", &c.Keys.EncryptionKey, &c.Keys.EncryptionKeyFile)
 	for i := range c.Clients {
-		l.secret(fmt.Sprintf("clients[%d].secret", i), &c.Clients[i].Secret, &c.Clients[i].SecretFile)
+		cl, path := &c.Clients[i], fmt.Sprintf("clients[%d]", i)
+		l.secret(path+".secret", &cl.Secret, &cl.SecretFile)
+		cl.JWKS = string(l.file(path+".jwksFile", &cl.JWKSFile))
+		cl.ServiceAccount.JWKS = string(l.file(path+".serviceAccount.jwksFile", &cl.ServiceAccount.JWKSFile))
 	}
 }
 

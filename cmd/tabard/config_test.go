@@ -80,8 +80,8 @@ func TestConfigMistakes(t *testing.T) {
 		{"not text", "admins:", "\xff:", []string{": is not UTF-8 text"}},
 		{"empty value", "  type: ldap", "  type:", []string{":7:8: directories[0].type: has no value: give it one or leave the key out"}},
 		{"anchor", "name: corp", "name: &x corp", []string{":6:9: directories[0].name: anchors, aliases and tags are not read: write the value out"}},
-		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, proxy: {hosts: []}}\nclients: [{id: x, jwksFile: y}]", []string{
-			":12:38: clusters[0].proxy: is not in this version yet: leave it out", ":13:19: clients[0].jwksFile: is not in this version yet: leave it out"}},
+		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, proxy: {hosts: []}, requireSecondFactor: true}", []string{
+			":12:38: clusters[0].proxy: is not in this version yet: leave it out", ":12:58: clusters[0].requireSecondFactor: is not in this version yet: leave it out"}},
 		{"account of the proxy", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: https://10.0.0.1:6443, tokenFile: t}}", []string{":12:78: clusters[0].apiServer.tokenFile: is not in this version yet: leave it out"}},
 		{"API server", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: http://10.0.0.1:6443, caFile: nowhere}}", []string{
 			":12:50: clusters[0].apiServer.url: must be an https URL such as https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
@@ -128,6 +128,11 @@ func TestConfigMistakes(t *testing.T) {
 		{"slash after issuer", "corp.example\n", "corp.example/\n", []string{":1:1: issuer: must not end in a slash: API servers compare it letter by letter"}},
 		{"query in issuer", "corp.example\n", "corp.example?x\n", []string{":1:1: issuer: must have no query and no fragment"}},
 		{"half of TLS", "admins:", "tls: {certFile: tls.crt}\nadmins:", []string{":4:1: tls: needs both certFile and keyFile", ":4:7: tls.certFile: DIR/tls.crt does not exist: create it or correct the path"}},
+		{"a client's keys", "clientID: kubernetes}", "clientID: kubernetes}\nclients:\n- {id: ci, cluster: prod, jwksFile: nowhere, groups: [ci, 'system:masters']}\n- {id: pod, cluster: prod, serviceAccount: {jwksFile: nowhere, issuer: https://k.example, subject: x}}", []string{
+			":14:27: clients[0].jwksFile: DIR/nowhere does not exist: create it or correct the path", `:14:59: clients[0].groups[1]: "system:masters" may not be in a token`,
+			":15:45: clients[1].serviceAccount.jwksFile: DIR/nowhere does not exist: create it or correct the path",
+			":15:91: clients[1].serviceAccount.subject: must be system:serviceaccount:NAMESPACE:NAME"}},
+		{"people called as clients are", "bindPassword: " + secret, "bindPassword: " + secret + "\n  users: {usernamePrefix: 'Client:x'}", []string{":11:11: directories[0].users.usernamePrefix: may not begin with client:, which is for clients' own tokens"}},
 		{"missing secret", "bindPassword: " + secret, "bindPasswordFile: nowhere", []string{":10:3: directories[0].bindPasswordFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"secret twice", "bindPassword: " + secret, "bindPassword: " + secret + "\n  bindPasswordFile: nowhere", []string{":10:3: directories[0].bindPassword: contradicts bindPasswordFile: leave one out", ":11:3: directories[0].bindPasswordFile: contradicts bindPassword: leave one out"}},
 		{"room's mistake", "clientID: kubernetes", "clientID: tabard", []string{`:12:16: clusters[0].clientID: "tabard" is already the id of the built-in client`}},
@@ -305,7 +310,7 @@ func TestExample(t *testing.T) {
 // TestSchema holds the keys of the example, commented ones included, against
 // those of the schema, both ways.
 func TestSchema(t *testing.T) {
-	full := regexp.MustCompile(`(?m)^(\s*)#(\S|  \S)`).ReplaceAll(exampleConfig, []byte("$1$2"))
+	full := regexp.MustCompile(`(?m)^(\s*)#(\S|  \S|    \S)`).ReplaceAll(exampleConfig, []byte("$1$2"))
 	d := decode(full, &Config{})
 	if len(d.mistakes) > 0 {
 		t.Fatal(&configError{"example", d.mistakes})

@@ -264,7 +264,7 @@ func join(path, key string) string {
 // notYet says whether a key of the contract is for a later version.
 func notYet(path string) bool {
 	switch listIndex.ReplaceAllString(path, "[]") {
-	case "clusters[].apiServer.tokenFile", "clusters[].proxy", "clients[].jwksFile":
+	case "clusters[].apiServer.tokenFile", "clusters[].proxy", "clusters[].requireSecondFactor":
 		return true
 	}
 	return false

@@ -10,7 +10,7 @@ import (
 )
 
 var grantTypes = []string{
-	"authorization_code", "refresh_token",
+	"authorization_code", "refresh_token", "client_credentials",
 	string(oidc.GrantTypeDeviceCode), string(oidc.GrantTypeTokenExchange),
 }
 
@@ -42,15 +42,17 @@ func (c client) AuthMethod() oidc.AuthMethod {
 	if c.Public {
 		return oidc.AuthMethodNone
 	}
-	return oidc.AuthMethodBasic
+	return oidc.AuthMethodBasic // or another: it is checked already
 }
 
-// GrantTypes implements op.Client: every client has every grant; what it may do
-// with one is decided there.
+// GrantTypes implements op.Client: every client has every grant that a person takes
+// part in; what it may do with one is decided there.
 func (c client) GrantTypes() []oidc.GrantType {
-	out := make([]oidc.GrantType, len(grantTypes))
-	for i, g := range grantTypes {
-		out[i] = oidc.GrantType(g)
+	var out []oidc.GrantType
+	for _, g := range grantTypes {
+		if grant := oidc.GrantType(g); grant != oidc.GrantTypeClientCredentials || c.HasOwnToken() {
+			out = append(out, grant)
+		}
 	}
 	return out
 }

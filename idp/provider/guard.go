@@ -30,9 +30,14 @@ var (
 	both     = []string{http.MethodGet, http.MethodHead, http.MethodPost}
 )
 
+// MetadataPath is where RFC 8414 looks for the discovery document. Of an issuer with a
+// path it stands before that path (section 3.1).
+const MetadataPath = "/.well-known/oauth-authorization-server"
+
 // routes are all paths that the provider serves, relative to the issuer's path.
 var routes = map[string]route{
 	oidc.DiscoveryEndpoint:  {methods: getOnly},
+	MetadataPath:            {methods: getOnly},
 	"/keys":                 {methods: getOnly},
 	"/authorize":            {methods: both, page: true, noStore: true},
 	"/logout":               {methods: both, page: true, noStore: true},
@@ -105,6 +110,11 @@ func guard(next http.Handler, cfg Config) http.Handler {
 			return
 		}
 		r = r.WithContext(context.WithValue(r.Context(), requestKey{}, request{form, r.Cookies()}))
+		if r.URL.Path == MetadataPath { // the same document, which the library knows by one name
+			u := *r.URL
+			u.Path, u.RawPath = oidc.DiscoveryEndpoint, ""
+			r.URL = &u
+		}
 		serve(w, r, rt, next, cfg)
 	})
 }
@@ -170,7 +180,11 @@ func mistake(rt route, words string) string {
 func refuse(w http.ResponseWriter, r *http.Request, rt route, cfg Config, status int, code, words string) {
 	switch {
 	case status == http.StatusUnauthorized && r.URL.Path == "/userinfo":
-		w.Header().Set("WWW-Authenticate", `Bearer realm="tabard", error="invalid_token"`)
+		challenge := `Bearer realm="tabard"`
+		if code == "invalid_token" { // else there was no token to tell of (RFC 6750 section 3.1)
+			challenge += `, error="invalid_token"`
+		}
+		w.Header().Set("WWW-Authenticate", challenge)
 	case status == http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="tabard"`)
 	case status == http.StatusServiceUnavailable:

@@ -2,6 +2,9 @@ package provider
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -14,8 +17,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"github.com/go-jose/go-jose/v4"
+	"github.com/go-jose/go-jose/v4/jwt"
 	"github.com/sirupsen/logrus"
 	"go.uber.org/goleak"
 
@@ -123,6 +130,47 @@ type house struct {
 	log   *logLines
 
 	counts counts
+	ci     *ecdsa.PrivateKey // of the client ci
+	trail  string            // its folder
+	ahead  atomic.Int64      // how far the service's clock has been moved, in nanoseconds
+}
+
+// pass moves the service's clock on.
+func (h *house) pass(d time.Duration) { h.ahead.Add(int64(d)) }
+
+func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
+
+// jwksOf is the public half of key as a JWKS.
+func jwksOf(t testing.TB, key *ecdsa.PrivateKey) string {
+	t.Helper()
+	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: key.Public(), KeyID: "1"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// assertion is one of the client ci, with the pairs put over its claims.
+func (h *house) assertion(pairs ...any) string {
+	h.t.Helper()
+	now := time.Now().Unix()
+	claims := map[string]any{"iss": "ci", "sub": "ci", "aud": h.srv.URL, "exp": now + 60, "iat": now, "jti": rand.Text()}
+	for i := 0; i+1 < len(pairs); i += 2 {
+		claims[pairs[i].(string)] = pairs[i+1]
+	}
+	sig, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: h.ci, KeyID: "1"}}, nil)
+	h.must(err)
+	raw, err := jwt.Signed(sig).Claims(claims).Serialize()
+	h.must(err)
+	return raw
+}
+
+const assertionType = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+
+// asCI sends a form that the client ci has signed.
+func (h *house) asCI(path, assertion string, pairs ...string) answer {
+	h.t.Helper()
+	return h.post(path, nil, append([]string{"client_assertion_type", assertionType, "client_assertion", assertion}, pairs...)...)
 }
 
 // logLines keeps what is logged.
@@ -145,7 +193,11 @@ func (l *logLines) text() string {
 
 func newHouse(t testing.TB) *house {
 	t.Helper()
-	h := &house{t: t, corp: &corp{}, log: &logLines{}}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &house{t: t, corp: &corp{}, log: &logLines{}, ci: key}
 	handler := http.Handler(http.NotFoundHandler())
 	h.srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := audit.WithOrigin(r.Context(), audit.Origin{Address: "192.0.2.7", RequestID: requestID})
@@ -163,11 +215,14 @@ func (h *house) handler(dir string) http.Handler {
 	cfg := idp.Config{
 		Issuer: h.srv.URL, DirectoryPrefixes: []string{"corp:"}, Tokens: idp.TokenConfig{SigningAlgorithm: "ES256"},
 		Clusters: []idp.ClusterConfig{
-			{Name: "prod", ClientID: "kubernetes", RedirectURIs: []string{localhost}, Groups: idp.GroupFilter{Include: []string{"corp:*"}},
+			{Name: "prod", ClientID: "kubernetes", RedirectURIs: []string{localhost}, Groups: idp.GroupFilter{Include: []string{"corp:*", "ci-*"}},
 				Webhook: &idp.WebhookConfig{Callers: []idp.CallerConfig{{Token: caller}}}},
 			{Name: "vault", ClientID: "vault", RedirectURIs: []string{localhost}, RequireGroups: []string{"corp:vault"}},
 		},
-		Clients: []idp.ClientConfig{{ID: "headlamp", Cluster: "prod", Secret: headSecret, RedirectURIs: []string{headlamp + "?own=1", headlamp}, PostLogoutRedirectURIs: []string{headlamp}}},
+		Clients: []idp.ClientConfig{
+			{ID: "headlamp", Cluster: "prod", Secret: headSecret, RedirectURIs: []string{headlamp + "?own=1", headlamp}, PostLogoutRedirectURIs: []string{headlamp}},
+			{ID: "ci", Cluster: "prod", JWKS: jwksOf(h.t, h.ci), Groups: []string{"ci-deployers"}, RedirectURIs: []string{headlamp}},
+		},
 	}
 	cfg.SetDefaults()
 	h.must(cfg.Validate())
@@ -175,7 +230,8 @@ func (h *house) handler(dir string) http.Handler {
 	h.must(err)
 	h.t.Cleanup(func() { disk.Close() })
 	h.store = storetest.NewFaulty(disk)
-	trail, err := audit.Open(audit.Config{Dir: filepath.Join(dir, "audit")})
+	h.trail = filepath.Join(dir, "audit")
+	trail, err := audit.Open(audit.Config{Dir: h.trail})
 	h.must(err)
 	h.t.Cleanup(func() { trail.Close() })
 	log := logrus.New()
@@ -189,7 +245,7 @@ func (h *house) handler(dir string) http.Handler {
 	sessions, err := idp.OpenSessions(h.t.Context(), disk, log)
 	h.must(err)
 	h.t.Cleanup(sessions.Close)
-	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log})
+	h.svc, err = idp.New(h.t.Context(), cfg, idp.Parts{Store: h.store, Trail: trail, Groups: local, Directories: []idp.Directory{h.corp}, Keys: h.keys, Sessions: sessions, Log: log, Now: h.now})
 	h.must(err)
 	mux := http.NewServeMux()
 	mux.Handle("/", New(h.svc, h.keys, Config{ErrorPage: errorPage, Log: log}))

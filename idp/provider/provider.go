@@ -5,7 +5,6 @@ package provider
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"time"
 
@@ -69,6 +68,9 @@ type discovery struct {
 	TokenEndpointAuthMethodsSupported          []string `json:"token_endpoint_auth_methods_supported"`
 	RevocationEndpointAuthMethodsSupported     []string `json:"revocation_endpoint_auth_methods_supported"`
 	IntrospectionEndpointAuthMethodsSupported  []string `json:"introspection_endpoint_auth_methods_supported"`
+	TokenEndpointAuthAlgorithms                []string `json:"token_endpoint_auth_signing_alg_values_supported"`
+	RevocationEndpointAuthAlgorithms           []string `json:"revocation_endpoint_auth_signing_alg_values_supported"`
+	IntrospectionEndpointAuthAlgorithms        []string `json:"introspection_endpoint_auth_signing_alg_values_supported"`
 	CodeChallengeMethodsSupported              []string `json:"code_challenge_methods_supported"`
 	ClaimsSupported                            []string `json:"claims_supported"`
 	PromptValuesSupported                      []string `json:"prompt_values_supported"`
@@ -81,7 +83,7 @@ type discovery struct {
 // Discovery implements op.Server.
 func (s *server) Discovery(context.Context, *op.Request[struct{}]) (*op.Response, error) {
 	at := func(path string) string { return s.svc.Issuer() + path }
-	auth := []string{"none", "client_secret_basic", "client_secret_post"}
+	auth := []string{"none", "client_secret_basic", "client_secret_post", "private_key_jwt"}
 	return op.NewResponse(discovery{
 		Issuer:                                     s.svc.Issuer(),
 		AuthorizationEndpoint:                      at("/authorize"),
@@ -101,6 +103,9 @@ func (s *server) Discovery(context.Context, *op.Request[struct{}]) (*op.Response
 		TokenEndpointAuthMethodsSupported:          auth,
 		RevocationEndpointAuthMethodsSupported:     auth,
 		IntrospectionEndpointAuthMethodsSupported:  auth[1:],
+		TokenEndpointAuthAlgorithms:                idp.AssertionAlgorithms(),
+		RevocationEndpointAuthAlgorithms:           idp.AssertionAlgorithms(),
+		IntrospectionEndpointAuthAlgorithms:        idp.AssertionAlgorithms(),
 		CodeChallengeMethodsSupported:              []string{"S256"},
 		ClaimsSupported:                            s.svc.ClaimNames(),
 		PromptValuesSupported:                      []string{"none", "login", "select_account"},
@@ -115,7 +120,7 @@ func (s *server) Keys(context.Context, *op.Request[struct{}]) (*op.Response, err
 }
 
 // VerifyClient implements op.Server: a confidential client proves itself by its
-// secret, a public one has none.
+// secret or an assertion, a public one has neither.
 func (s *server) VerifyClient(ctx context.Context, r *op.Request[op.ClientCredentials]) (op.Client, error) {
 	c, err := s.authenticate(ctx, r.Header, *r.Data)
 	if err != nil {
@@ -128,13 +133,17 @@ func (s *server) VerifyClient(ctx context.Context, r *op.Request[op.ClientCreden
 // body that name different clients, or a secret in each (RFC 6749 section 2.3).
 func (s *server) authenticate(ctx context.Context, header http.Header, cc op.ClientCredentials) (*idp.Client, error) {
 	form := formOf(ctx)
-	if _, _, basic := (&http.Request{Header: header}).BasicAuth(); basic &&
-		(form.Has("client_secret") || form.Has("client_id") && form.Get("client_id") != cc.ClientID) {
+	_, _, basic := (&http.Request{Header: header}).BasicAuth()
+	if basic && (form.Has("client_secret") || form.Has("client_id") && form.Get("client_id") != cc.ClientID) ||
+		form.Has("client_assertion") && (basic || form.Has("client_secret")) {
 		return nil, oidc.ErrInvalidRequest().WithDescription("client authentication must not use more than one method")
 	}
-	c, err := s.svc.AuthenticateClient(cc.ClientID, cc.ClientSecret)
-	if err == nil && cc.ClientAssertion != "" {
-		err = fmt.Errorf("%w: client assertions are not supported", idp.ErrInvalidClient)
+	var c *idp.Client
+	var err error
+	if cc.ClientAssertion != "" {
+		c, err = s.svc.AuthenticateAssertion(ctx, cc.ClientID, cc.ClientAssertion)
+	} else {
+		c, err = s.svc.AuthenticateClient(cc.ClientID, cc.ClientSecret)
 	}
 	if err != nil {
 		return nil, s.fault(ctx, err)
@@ -157,6 +166,15 @@ func (s *server) RefreshToken(ctx context.Context, r *op.ClientRequest[oidc.Refr
 // DeviceToken implements op.Server (RFC 8628 section 3.4).
 func (s *server) DeviceToken(ctx context.Context, r *op.ClientRequest[oidc.DeviceAccessTokenRequest]) (*op.Response, error) {
 	t, err := s.svc.PollDevice(ctx, r.Client.(client).Client, r.Data.DeviceCode)
+	return s.tokens(ctx, t, err)
+}
+
+// ClientCredentialsExchange implements op.Server (RFC 6749 section 4.4): a client's own
+// token, for its cluster's API server and for nothing here. It comes under both names,
+// for programs that look for either.
+func (s *server) ClientCredentialsExchange(ctx context.Context, r *op.ClientRequest[oidc.ClientCredentialsRequest]) (*op.Response, error) {
+	t, err := s.svc.ClientToken(ctx, r.Client.(client).Client)
+	t.AccessToken = t.IDToken
 	return s.tokens(ctx, t, err)
 }
 

@@ -39,12 +39,17 @@ func TestDiscoveryDocument(t *testing.T) {
 	for field, want := range map[string]string{
 		"response_types_supported": "[code]", "code_challenge_methods_supported": "[S256]", "subject_types_supported": "[public]",
 		"id_token_signing_alg_values_supported": "[ES256]", "authorization_response_iss_parameter_supported": "true",
-		"request_parameter_supported": "false", "request_uri_parameter_supported": "false", "claims_parameter_supported": "false",
-		"grant_types_supported": "[authorization_code refresh_token urn:ietf:params:oauth:grant-type:device_code urn:ietf:params:oauth:grant-type:token-exchange]",
+		"token_endpoint_auth_methods_supported":            "[none client_secret_basic client_secret_post private_key_jwt]",
+		"token_endpoint_auth_signing_alg_values_supported": "[RS256 ES256 EdDSA]",
+		"request_parameter_supported":                      "false", "request_uri_parameter_supported": "false", "claims_parameter_supported": "false",
+		"grant_types_supported": "[authorization_code refresh_token client_credentials urn:ietf:params:oauth:grant-type:device_code urn:ietf:params:oauth:grant-type:token-exchange]",
 	} {
 		if got := fmt.Sprint(a.json[field]); got != want {
 			t.Errorf("%s is %s, want %s", field, got, want)
 		}
+	}
+	if again := h.do("GET", MetadataPath, "", nil); again.status != 200 || again.body != a.body {
+		t.Errorf("RFC 8414: %d %s", again.status, again.body)
 	}
 }
 
@@ -186,6 +191,32 @@ func FuzzAuthorize(f *testing.F) {
 	})
 }
 
+func FuzzLogout(f *testing.F) {
+	h := newHouse(f)
+	tokens, cookie := h.tokens()
+	f.Add(form("id_token_hint", tokens["id_token"].(string)+"x", "post_logout_redirect_uri", headlamp, "state", "\r\n").Encode(), "", true)
+	f.Add(form("client_id", "headlamp", "post_logout_redirect_uri", headlamp+"?own=1").Encode(), "", false)
+	f.Add(form("post_logout_redirect_uri", "https://evil.test").Encode(), form("state", "a").Encode(), true)
+	f.Add("", form("id_token_hint", "a.b.c", "client_id", "kubernetes").Encode(), true)
+	f.Fuzz(func(t *testing.T, query, body string, signedIn bool) {
+		r := httptest.NewRequest(http.MethodGet, "/logout", nil)
+		if body != "" {
+			r = httptest.NewRequest(http.MethodPost, "/logout", strings.NewReader(body))
+			r.Header.Set("Content-Type", formType.Get("Content-Type"))
+		}
+		r.URL.RawQuery = query
+		if signedIn {
+			r.Header.Set("Cookie", cookie)
+		}
+		w := httptest.NewRecorder()
+		h.srv.Config.Handler.ServeHTTP(w, r)
+		to := w.Header().Get("Location")
+		if w.Code >= 500 || strings.ContainsAny(to, "\r\n") || !strings.HasPrefix(to, h.srv.URL+"/sign") && away(to) {
+			t.Errorf("%d to %q: %s", w.Code, to, w.Body)
+		}
+	})
+}
+
 func FuzzToken(f *testing.F) {
 	h := newHouse(f)
 	tokens, _ := h.tokens()
@@ -198,6 +229,7 @@ func FuzzToken(f *testing.F) {
 	add(basic("headlamp", headSecret), "grant_type", "authorization_code", "code", "a.b", "redirect_uri", "x", "code_verifier", "y", "token", "a.b.c")
 	add("", "grant_type", "urn:ietf:params:oauth:grant-type:token-exchange", "client_id", "tabard", "subject_token", tokens["id_token"].(string), "subject_token_type", "urn:ietf:params:oauth:token-type:id_token", "audience", "kubernetes")
 	add("Bearer \x00", "access_token", "x", "audience", "a", "audience", "b")
+	add("", "grant_type", "client_credentials", "client_assertion", h.assertion("exp", 1), "client_assertion_type", assertionType, "client_id", "ci", "token", "x")
 	add("Basic ====", "client_assertion", "a.b.c", "client_assertion_type", "urn:ietf:params:oauth:client-assertion-type:jwt-bearer")
 	f.Fuzz(func(t *testing.T, path, body, auth string) {
 		if rt, ok := routes[path]; !ok || rt.page {

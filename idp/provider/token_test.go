@@ -183,12 +183,22 @@ func TestUserInfoEndpoint(t *testing.T) {
 		"bad":      h.do("GET", "/userinfo", "", http.Header{"Authorization": {"Bearer x"}}),
 		"id_token": h.do("GET", "/userinfo", "", http.Header{"Authorization": {"Bearer " + tokens["id_token"].(string)}}),
 	} {
-		t.Run(name, func(t *testing.T) { refused(t, a, 401, "invalid_token") })
+		t.Run(name, func(t *testing.T) {
+			refused(t, a, 401, "invalid_token")
+			if got := a.header.Get("WWW-Authenticate"); got != `Bearer realm="tabard", error="invalid_token"` {
+				t.Error(got)
+			}
+		})
 	}
 	for name, a := range map[string]answer{ // a token in a URL ends up in logs (RFC 6750 section 2.3)
 		"query": h.do("GET", "/userinfo?access_token="+at, "", nil), "none": h.do("GET", "/userinfo", "", nil),
 	} {
-		t.Run(name, func(t *testing.T) { refused(t, a, 401, "invalid_request") })
+		t.Run(name, func(t *testing.T) {
+			refused(t, a, 401, "invalid_request")
+			if got := a.header.Get("WWW-Authenticate"); got != `Bearer realm="tabard"` {
+				t.Error(got)
+			}
+		})
 	}
 }
 
