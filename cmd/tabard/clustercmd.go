@@ -106,7 +106,7 @@ func clusterFlagsCommand() *cobra.Command {
 		}
 		return strings.Join(flags, "\n") + "\n", nil
 	})
-	cmd.Flags().StringVar(&way, "for", "native", "native: --oidc-… flags; authn-config: the file that `tabard cluster authn-config` prints; webhook: that of `tabard cluster webhook-config`")
+	cmd.Flags().StringVar(&way, "for", "native", "native: --oidc-… flags; authn-config or webhook: those that name the file which tabard cluster authn-config or webhook-config prints")
 	cmd.Flags().BoolVar(&systemRoots, "system-roots", false, "the API server's machine trusts the issuer's certificate: leave out --oidc-ca-file")
 	o.dirFlag(cmd)
 	return cmd
