@@ -9,7 +9,7 @@ PACKAGES ?= ./...
 # Packages tested at once: each may run an apiserver, so not too many.
 P        ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
 TIMEOUT  ?= 20m
-FUZZTIME ?= 5s
+FUZZTIME ?= 3s
 # Flags of `tabard demo`, e.g. DEMO=--no-cluster.
 DEMO     ?=
 # Name and platforms of `make image`.
@@ -59,7 +59,7 @@ lint: ## gofmt, go vet, staticcheck, import arrows and the other rules of the ho
 check: ## all tests with the race detector, PACKAGES=./... TIMEOUT=20m P=2
 	go run ./internal/testenv/cmd/tally -summary "$(SUMMARY)" -- -race -count=1 -timeout $(TIMEOUT) -p $(P) $(PACKAGES)
 
-fuzz: ## each fuzz target for FUZZTIME=5s
+fuzz: ## each fuzz target for FUZZTIME=3s
 	@internal/testenv/fuzz.sh $(FUZZTIME)
 
 soak: ## all tests ten times over, 500 kills and 1,000 logins a fault each time, and long fuzzing: hours
