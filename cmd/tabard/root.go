@@ -110,8 +110,7 @@ func versionCommand() *cobra.Command {
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			release, revision := buildVersion()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tabard %s (%s)\n", release, revision)
-			return err
+			return tell(cmd, "tabard %s (%s)", release, revision)
 		},
 	}
 }
