@@ -212,21 +212,15 @@ func (m Member) matches(query string) bool {
 
 // scan reads memberships in the order of their keys until fn returns false.
 func (s *Service) scan(ctx context.Context, prefix, from string, page int, fn func(Member) bool) error {
-	for {
-		entries, _, err := s.store.List(ctx, prefix, from, page)
+	for e, err := range store.All(ctx, s.store, prefix, from, page) {
 		if err != nil {
 			return fmt.Errorf("list members: %w", err)
 		}
-		for _, e := range entries {
-			if !fn(s.member(e)) {
-				return nil
-			}
+		if !fn(s.member(e)) {
+			break
 		}
-		if len(entries) < page {
-			return nil
-		}
-		from = entries[len(entries)-1].Key + "\x00"
 	}
+	return nil
 }
 
 // member reads a membership. A damaged one is logged, and says so in its reason.
