@@ -29,20 +29,9 @@ func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
 
 // stream sends a GET whose answer has no bounds in size and time.
 func (c *Client) stream(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+path, nil)
+	resp, err := c.open(ctx, request{method: http.MethodGet, path: path})
 	if err != nil {
-		return nil, fmt.Errorf("make the request: %w", err)
-	}
-	if c.token != nil {
-		token, err := c.token(ctx)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, unreachable(c.server, err)
+		return nil, err
 	}
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
