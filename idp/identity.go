@@ -36,14 +36,23 @@ func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity
 	if c == nil {
 		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
 	}
-	claims, err := s.verified.claims(s, token)
+	claims, err := s.claimsFor(c, token)
 	if err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrRefused, err)
-	}
-	if !slices.Contains(claims.Audience, c.ID) {
-		return Identity{}, fmt.Errorf("%w: token is for another cluster", ErrRefused)
+		return Identity{}, err
 	}
 	return s.identify(ctx, c, claims)
+}
+
+// claimsFor verifies a token for a cluster's client and reads it. ErrRefused.
+func (s *Service) claimsFor(c *Client, token string) (idClaims, error) {
+	claims, err := s.verified.claims(s, token)
+	if err == nil && !slices.Contains(claims.Audience, c.ID) {
+		err = errors.New("token is for another cluster")
+	}
+	if err != nil {
+		return claims, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return claims, nil
 }
 
 // Recheck says who the bearer that was id is now, whatever became of the token since:

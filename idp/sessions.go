@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -175,10 +176,7 @@ func (l *Sessions) of(sub string) []*known {
 		}
 		return out
 	}
-	for _, k := range l.byID {
-		out = append(out, k)
-	}
-	return out
+	return slices.Collect(maps.Values(l.byID))
 }
 
 // SubjectOfSession returns the sub of whoever has a session under that sub or username,
