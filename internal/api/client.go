@@ -125,13 +125,19 @@ func (c *Client) Clusters(ctx context.Context) ([]Cluster, error) {
 // Explain says what somebody's token for a cluster would hold, and why. Without a user
 // it is about the caller, without a cluster about a token of Tabard itself.
 func (c *Client) Explain(ctx context.Context, user, cluster string) (Explanation, error) {
+	q := parameters(map[string]string{"user": user, "cluster": cluster})
+	return answer[Explanation](ctx, c, http.MethodGet, "/api/v1/explain?"+q.Encode(), nil)
+}
+
+// parameters are those that have a value.
+func parameters(all map[string]string) url.Values {
 	q := url.Values{}
-	for key, value := range map[string]string{"user": user, "cluster": cluster} {
+	for key, value := range all {
 		if value != "" {
 			q.Set(key, value)
 		}
 	}
-	return answer[Explanation](ctx, c, http.MethodGet, "/api/v1/explain?"+q.Encode(), nil)
+	return q
 }
 
 // do sends one request and decodes the answer into out. Refusals are *Problem,

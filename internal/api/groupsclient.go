@@ -32,12 +32,7 @@ type GroupFilter struct {
 }
 
 func (f GroupFilter) query() url.Values {
-	q := url.Values{}
-	for key, value := range map[string]string{"q": f.Query, "cluster": f.Cluster, "owner": f.Owner, "member": f.Member} {
-		if value != "" {
-			q.Set(key, value)
-		}
-	}
+	q := parameters(map[string]string{"q": f.Query, "cluster": f.Cluster, "owner": f.Owner, "member": f.Member})
 	if len(f.Labels) > 0 {
 		q["label"] = f.Labels
 	}
@@ -59,14 +54,7 @@ func (c *Client) Groups(ctx context.Context, f GroupFilter) iter.Seq2[Group, err
 // Members yields the members of a group: of one kind unless kind is "", with query in
 // their name, id or reason.
 func (c *Client) Members(ctx context.Context, group, kind, query string) iter.Seq2[Member, error] {
-	q := url.Values{}
-	if kind != "" {
-		q.Set("kind", kind)
-	}
-	if query != "" {
-		q.Set("q", query)
-	}
-	return pages(q, func(q url.Values) ([]Member, string, error) {
+	return pages(parameters(map[string]string{"kind": kind, "q": query}), func(q url.Values) ([]Member, string, error) {
 		list, err := answer[MemberList](ctx, c, http.MethodGet, groupPath(group)+"/members?"+q.Encode(), nil)
 		return list.Members, list.Next, err
 	})

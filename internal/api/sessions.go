@@ -37,12 +37,8 @@ type Ended struct {
 // Sessions lists all sessions of a person, named by username or sub; the caller's own
 // for "", everybody's for "*".
 func (c *Client) Sessions(ctx context.Context, person string) ([]Session, error) {
-	q := url.Values{}
-	if person != "" {
-		q.Set("person", person)
-	}
 	var all []Session
-	for one, err := range pages(q, func(q url.Values) ([]Session, string, error) {
+	for one, err := range pages(parameters(map[string]string{"person": person}), func(q url.Values) ([]Session, string, error) {
 		list, err := answer[SessionList](ctx, c, http.MethodGet, "/api/v1/sessions?"+q.Encode(), nil)
 		return list.Sessions, list.Next, err
 	}) {
