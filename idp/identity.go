@@ -119,12 +119,12 @@ func (s *Service) live(ctx context.Context, sid string) (*Session, error) {
 	if k == nil {
 		return s.session(ctx, sid)
 	}
-	if !s.Now().Before(k.ends) || s.directoryNamed(k.directory) == nil {
+	if !s.Now().Before(k.Ends) || s.directoryNamed(k.directory) == nil {
 		return nil, ErrNoSession
 	}
 	return &Session{
-		ID: k.id, Sub: k.sub, Username: k.username, Name: k.name, Email: k.email, Directory: k.directory,
-		Groups: k.groups, AuthTime: k.authTime, Created: k.created, LastUsed: k.lastUsed,
+		ID: k.ID, Sub: k.Sub, Username: k.Username, Name: k.Name, Email: k.email, Directory: k.directory,
+		Groups: k.groups, AuthTime: k.authTime, Created: k.Created, LastUsed: k.LastUsed,
 	}, nil
 }
 
