@@ -282,7 +282,6 @@ func auditKeyCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file")
-	need(cmd, "config")
+	configFlag(cmd, &config)
 	return cmd
 }

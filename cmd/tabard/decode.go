@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -320,5 +321,5 @@ func didYouMean(name string, fields map[string][]int) string {
 			return "write " + f
 		}
 	}
-	return "use " + sortedKeys(fields)
+	return "use " + strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
 }
