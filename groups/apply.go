@@ -166,12 +166,7 @@ func (p *plan) write(ctx context.Context, c chunk) (int64, error) {
 	if err != nil {
 		outcome = audit.Failed
 	}
-	if auditErr := p.note(context.WithoutCancel(ctx), c, outcome, err); auditErr != nil && err == nil {
-		return 0, fmt.Errorf("%w: it was written, but not its outcome to the trail: %w", ErrUnknown, auditErr)
-	} else if auditErr != nil {
-		return 0, fmt.Errorf("%w; nor could this be written to the trail: %w", err, auditErr)
-	}
-	return revision, err
+	return revision, withTrail(err, p.note(context.WithoutCancel(ctx), c, outcome, err))
 }
 
 func (p *plan) note(ctx context.Context, c chunk, outcome string, why error) error {

@@ -103,25 +103,19 @@ func (x *index) local(r Ref) *indexed {
 
 // on returns what becomes of settings by c.
 func (c Change) on(set Settings) Settings {
-	if c.Name != nil {
-		set.Name = *c.Name
-	}
-	if c.Description != nil {
-		set.Description = *c.Description
-	}
-	if c.Owners != nil {
-		set.Owners = *c.Owners
-	}
-	if c.Clusters != nil {
-		set.Clusters = *c.Clusters
-	}
-	if c.Labels != nil {
-		set.Labels = *c.Labels
-	}
-	if c.Requestable != nil {
-		set.Requestable = *c.Requestable
-	}
+	put(&set.Name, c.Name)
+	put(&set.Description, c.Description)
+	put(&set.Owners, c.Owners)
+	put(&set.Clusters, c.Clusters)
+	put(&set.Labels, c.Labels)
+	put(&set.Requestable, c.Requestable)
 	return set
+}
+
+func put[T any](field, is *T) {
+	if is != nil {
+		*field = *is
+	}
 }
 
 // needs returns the right that a change of these fields needs.

@@ -81,16 +81,4 @@ func matchesAll(labels, want map[string]string) bool {
 	return true
 }
 
-// subjectsOf returns what the index has as the local groups in a group, by their
-// subjects. The caller holds the lock.
-func (x *index) nestedSubjects(id string) []string {
-	var out []string
-	if n, ok := x.ids[subject(KindGroup, id)]; ok {
-		for _, m := range x.nested[n] {
-			out = append(out, x.nodes[m].subject)
-		}
-	}
-	return out
-}
-
 func isGroup(subject string) bool { return strings.HasPrefix(subject, string(KindGroup)+"/") }

@@ -158,7 +158,7 @@ func (x *index) applyMember(e store.Event, fresh bool) {
 
 // nest notes that a local group is, or no longer is, a member of another.
 func (x *index) nest(from, to int32, is bool) {
-	if !strings.HasPrefix(x.nodes[from].subject, string(KindGroup)+"/") {
+	if !isGroup(x.nodes[from].subject) {
 		return
 	}
 	if is {

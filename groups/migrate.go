@@ -27,23 +27,17 @@ func Migration() store.Migration {
 // name, so that it can be cut off, and two nodes can do it at once. What is damaged
 // stays damaged, and counts for nothing.
 func migrate(ctx context.Context, st store.Store) error {
-	for from := ""; ; {
-		entries, _, err := st.List(ctx, formerPrefix, from, store.MaxList)
+	for e, err := range store.All(ctx, st, formerPrefix, "", store.MaxList) {
 		if err != nil {
 			return fmt.Errorf("list groups of format 1: %w", err)
 		}
-		if len(entries) == 0 {
-			return nil
-		}
-		for _, e := range entries {
-			from = e.Key + "\x00"
-			if name := strings.TrimPrefix(e.Key, formerPrefix); !strings.Contains(name, "/") {
-				if err := migrateGroup(ctx, st, name, e); err != nil {
-					return fmt.Errorf("group %q: %w", name, err)
-				}
+		if name := strings.TrimPrefix(e.Key, formerPrefix); !strings.Contains(name, "/") {
+			if err := migrateGroup(ctx, st, name, e); err != nil {
+				return fmt.Errorf("group %q: %w", name, err)
 			}
 		}
 	}
+	return nil
 }
 
 func formerID(name string) string {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -178,13 +179,9 @@ func (s *Service) tracesUp(sub string, directoryGroups []string) ([]trace, error
 		return nil, ErrStale
 	}
 	routes := x.routes(x.starts(sub, directoryGroups), nil, time.Now().UnixMicro())
-	groups := make([]int32, 0, len(routes))
-	for n := range routes {
-		groups = append(groups, n)
-	}
-	slices.SortFunc(groups, func(a, b int32) int { return cmp.Compare(x.nodes[a].group.Name, x.nodes[b].group.Name) })
+	byName := func(a, b int32) int { return cmp.Compare(x.nodes[a].group.Name, x.nodes[b].group.Name) }
 	var out []trace
-	for _, n := range groups {
+	for _, n := range slices.SortedFunc(maps.Keys(routes), byName) {
 		for _, r := range routes[n] {
 			out = append(out, x.trace(r))
 		}

@@ -268,21 +268,14 @@ func (p *plan) read(ctx context.Context) error {
 		prefixes = []string{memberKeys}
 	}
 	for _, prefix := range prefixes {
-		for from := ""; ; {
-			entries, _, err := p.s.store.List(ctx, prefix, from, store.MaxList)
+		for e, err := range store.All(ctx, p.s.store, prefix, "", store.MaxList) {
 			if err != nil {
 				return fmt.Errorf("list members: %w", err)
 			}
-			for _, e := range entries {
-				group, who := cutMember(e.Key)
-				if t := p.byID[group]; t != nil && t.want != nil {
-					t.now[who] = e
-				}
+			group, who := cutMember(e.Key)
+			if t := p.byID[group]; t != nil && t.want != nil {
+				t.now[who] = e
 			}
-			if len(entries) < store.MaxList {
-				break
-			}
-			from = entries[len(entries)-1].Key + "\x00"
 		}
 	}
 	return nil
@@ -376,10 +369,10 @@ func (p *plan) checkNesting() error {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
 	nested := map[string][]string{} // id → ids of its member groups
-	for n := range x.nested {
+	for n, members := range x.nested {
 		id := cutSubject(x.nodes[n].subject).ID
-		for _, who := range x.nestedSubjects(id) {
-			nested[id] = append(nested[id], cutSubject(who).ID)
+		for _, m := range members {
+			nested[id] = append(nested[id], cutSubject(x.nodes[m].subject).ID)
 		}
 	}
 	for _, t := range p.targets {

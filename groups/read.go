@@ -1,6 +1,7 @@
 package groups
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -51,37 +52,26 @@ func (s *Service) Get(ctx context.Context, a Actor, name string) (Group, error) 
 	return g, nil
 }
 
-// limit is how many entries p asks for.
-func (p Page) limit() (int, error) {
-	if p.Limit < 0 || p.Limit > 1000 {
-		return 0, invalid("a page has 1 to 1,000 entries")
-	}
-	if p.Limit == 0 {
-		return 100, nil
-	}
-	return p.Limit, nil
-}
-
 // Cursors say after what a listing goes on. They stay good whatever changes, and
 // with another filter they are no more than a place in the order.
 func cursor(after string) string { return base64.RawURLEncoding.EncodeToString([]byte(after)) }
 
-func (p Page) after() (string, error) {
+// asks returns how many entries p asks for, and after what.
+func (p Page) asks() (limit int, after string, err error) {
+	if p.Limit < 0 || p.Limit > 1000 {
+		return 0, "", invalid("a page has 1 to 1,000 entries")
+	}
 	b, err := base64.RawURLEncoding.DecodeString(p.Cursor)
 	if err != nil || len(b) > store.MaxKey {
-		return "", invalid("this cursor is none: begin with the first page")
+		return 0, "", invalid("this cursor is none: begin with the first page")
 	}
-	return string(b), nil
+	return cmp.Or(p.Limit, 100), string(b), nil
 }
 
 // List returns the groups that a may see and f lets through, sorted by name, and the
 // cursor of the next page, "" at the end. ErrInvalid for a page, ErrStale.
 func (s *Service) List(ctx context.Context, a Actor, f Filter, p Page) (list []Group, next string, err error) {
-	limit, err := p.limit()
-	if err != nil {
-		return nil, "", err
-	}
-	after, err := p.after()
+	limit, after, err := p.asks()
 	if err != nil {
 		return nil, "", err
 	}
@@ -161,11 +151,7 @@ func (s *Service) Members(ctx context.Context, a Actor, name string, f MemberFil
 	if err != nil {
 		return nil, "", s.deny(ctx, a, "group.members", name, err)
 	}
-	limit, err := p.limit()
-	if err != nil {
-		return nil, "", err
-	}
-	after, err := p.after()
+	limit, after, err := p.asks()
 	if err != nil {
 		return nil, "", err
 	}
@@ -212,21 +198,15 @@ func (m Member) matches(query string) bool {
 
 // scan reads memberships in the order of their keys until fn returns false.
 func (s *Service) scan(ctx context.Context, prefix, from string, page int, fn func(Member) bool) error {
-	for {
-		entries, _, err := s.store.List(ctx, prefix, from, page)
+	for e, err := range store.All(ctx, s.store, prefix, from, page) {
 		if err != nil {
 			return fmt.Errorf("list members: %w", err)
 		}
-		for _, e := range entries {
-			if !fn(s.member(e)) {
-				return nil
-			}
+		if !fn(s.member(e)) {
+			break
 		}
-		if len(entries) < page {
-			return nil
-		}
-		from = entries[len(entries)-1].Key + "\x00"
 	}
+	return nil
 }
 
 // member reads a membership. A damaged one is logged, and says so in its reason.

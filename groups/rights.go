@@ -26,21 +26,17 @@ func (s *Service) rights(a Actor, id string, set Settings) Rights {
 	}
 }
 
-// owns reports whether a is an owner, in person or through a group that they are in,
-// nested or not. The caller holds the index's lock.
+// Owns reports whether a is an owner of a group that has these settings, in person or
+// through a group that they are in, nested or not.
+func (s *Service) Owns(a Actor, set Settings) bool {
+	s.index.mu.RLock()
+	defer s.index.mu.RUnlock()
+	return s.owns(a, set)
+}
+
+// owns is Owns for who holds the index's lock.
 func (s *Service) owns(a Actor, set Settings) bool {
-	return slices.ContainsFunc(set.Owners, func(o Ref) bool {
-		switch o.Kind {
-		case KindPerson:
-			return o.ID == a.Sub
-		case KindDirectoryGroup:
-			return slices.Contains(a.Groups, o.ID)
-		case KindGroup:
-			name := s.index.nameOf(o.ID)
-			return name != "" && slices.Contains(a.Groups, name)
-		}
-		return false
-	})
+	return slices.ContainsFunc(set.Owners, func(o Ref) bool { return s.self(a, o) })
 }
 
 // protected reports whether a group administers everything, or is beneath one that

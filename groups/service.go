@@ -87,18 +87,24 @@ func (s *Service) act(ctx context.Context, a Actor, e audit.Event, refused error
 		e.Outcome, e.Reason = audit.Failed, err.Error()
 	}
 	// What was done is told, whether or not someone still waits for it.
-	if auditErr := s.note(context.WithoutCancel(ctx), a, e); auditErr != nil && err == nil {
-		return fmt.Errorf("%w: it was written, but not its outcome to the trail: %w", ErrUnknown, auditErr)
-	} else if auditErr != nil {
-		return fmt.Errorf("%w; nor could this be written to the trail: %w", err, auditErr)
-	}
-	if err != nil {
+	if err := withTrail(err, s.note(context.WithoutCancel(ctx), a, e)); err != nil {
 		return err
 	}
 	if err := s.heard(ctx, revision); err != nil {
 		return fmt.Errorf("%w: it was written, but this server has not seen it yet: %w", ErrUnknown, err)
 	}
 	return nil
+}
+
+// withTrail is what came of a write, whose outcome the trail has unless noting it failed.
+func withTrail(err, noting error) error {
+	switch {
+	case noting == nil:
+		return err
+	case err == nil:
+		return fmt.Errorf("%w: it was written, but not its outcome to the trail: %w", ErrUnknown, noting)
+	}
+	return fmt.Errorf("%w; nor could this be written to the trail: %w", err, noting)
 }
 
 // known puts a store's doubts into this package's words.

@@ -92,3 +92,15 @@ func (x *index) contents() map[string]any {
 	}
 	return out
 }
+
+// nestedSubjects returns what the index has as the local groups in a group, by their
+// subjects. The caller holds the lock.
+func (x *index) nestedSubjects(id string) []string {
+	var out []string
+	if n, ok := x.ids[subject(KindGroup, id)]; ok {
+		for _, m := range x.nested[n] {
+			out = append(out, x.nodes[m].subject)
+		}
+	}
+	return out
+}

@@ -99,11 +99,9 @@ func (s *Service) ExplainTo(ctx context.Context, a groups.Actor, admin bool, log
 func (s *Service) Explain(ctx context.Context, loginOrSub, cluster string) (Explanation, error) {
 	c := s.clients[BuiltinClient]
 	if cluster != "" {
-		at := slices.IndexFunc(s.cfg.Clusters, func(cl ClusterConfig) bool { return cl.Name == cluster })
-		if at < 0 {
+		if c = s.clientOf(cluster); c == nil {
 			return Explanation{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
 		}
-		c = s.clients[s.cfg.Clusters[at].ClientID]
 	}
 	entry, err := s.explainEntry(ctx, loginOrSub)
 	if errors.Is(err, directory.ErrUnusable) {

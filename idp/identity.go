@@ -37,14 +37,23 @@ func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity
 	if c == nil {
 		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
 	}
-	claims, err := s.verified.claims(s, token)
+	claims, err := s.claimsFor(c, token)
 	if err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", ErrRefused, err)
-	}
-	if !slices.Contains(claims.Audience, c.ID) {
-		return Identity{}, fmt.Errorf("%w: token is for another cluster", ErrRefused)
+		return Identity{}, err
 	}
 	return s.identify(ctx, c, claims)
+}
+
+// claimsFor verifies a token for a cluster's client and reads it. ErrRefused.
+func (s *Service) claimsFor(c *Client, token string) (idClaims, error) {
+	claims, err := s.verified.claims(s, token)
+	if err == nil && !slices.Contains(claims.Audience, c.ID) {
+		err = errors.New("token is for another cluster")
+	}
+	if err != nil {
+		return claims, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	return claims, nil
 }
 
 // Recheck says who the bearer that was id is now, whatever became of the token since:
@@ -136,12 +145,12 @@ func (s *Service) live(ctx context.Context, sid string) (*Session, error) {
 	if k == nil {
 		return s.session(ctx, sid)
 	}
-	if !s.Now().Before(k.ends) || s.directoryNamed(k.directory) == nil {
+	if !s.Now().Before(k.Ends) || s.directoryNamed(k.directory) == nil {
 		return nil, ErrNoSession
 	}
 	return &Session{
-		ID: k.id, Sub: k.sub, Username: k.username, Name: k.name, Email: k.email, Directory: k.directory,
-		Groups: k.groups, AuthTime: k.authTime, Created: k.created, LastUsed: k.lastUsed,
+		ID: k.ID, Sub: k.Sub, Username: k.Username, Name: k.Name, Email: k.email, Directory: k.directory,
+		Groups: k.groups, AuthTime: k.authTime, Created: k.Created, LastUsed: k.LastUsed,
 	}, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"slices"
 	"strconv"
 	"sync"
@@ -53,8 +54,10 @@ type Keys struct {
 	keys       map[string][]signingKey // by algorithm, oldest first
 	generation atomic.Uint64           // grows with every change of keys
 
-	stop context.CancelFunc
-	done chan struct{}
+	follower *store.Follower
+	changed  chan struct{} // holds one
+	stop     context.CancelFunc
+	done     chan struct{}
 }
 
 // signingKey signs from NotBefore until the NotBefore of the one after it.
@@ -79,11 +82,15 @@ func OpenKeys(ctx context.Context, st store.Store, cfg KeyConfig, log logrus.Fie
 	if now == nil {
 		now = time.Now
 	}
-	k := &Keys{store: st, cfg: cfg, log: log, now: now, keys: map[string][]signingKey{}, done: make(chan struct{})}
+	k := &Keys{store: st, cfg: cfg, log: log, now: now, keys: map[string][]signingKey{}, changed: make(chan struct{}, 1), done: make(chan struct{})}
 	for _, alg := range cfg.Algorithms {
 		if err := k.refresh(ctx, alg); err != nil {
 			return nil, err
 		}
+	}
+	var err error
+	if k.follower, err = store.Follow(ctx, st, keysPrefix, k, log); err != nil {
+		return nil, err
 	}
 	run, stop := context.WithCancel(context.Background())
 	k.stop = stop
@@ -106,6 +113,7 @@ func (c KeyConfig) Validate() error {
 
 // Close ends rotation and waits for it.
 func (k *Keys) Close() {
+	k.follower.Close()
 	k.stop()
 	<-k.done
 }
@@ -115,48 +123,33 @@ func (k *Keys) run(ctx context.Context) {
 	defer close(k.done)
 	tick := time.NewTicker(max(min(k.cfg.PublishAhead/4, time.Minute), 100*time.Millisecond))
 	defer tick.Stop()
-	changes := k.watch(ctx)
 	for {
 		for _, alg := range k.cfg.Algorithms {
 			if err := k.refresh(ctx, alg); err != nil && ctx.Err() == nil {
 				k.log.WithError(err).Error("signing keys could not be read or rotated; the present ones go on")
 			}
 		}
-		if changes = k.wait(ctx, tick.C, changes); ctx.Err() != nil {
-			return
-		}
-	}
-}
-
-// wait returns when there may be something to do, with the watch to wait on next.
-func (k *Keys) wait(ctx context.Context, tick <-chan time.Time, changes <-chan store.Batch) <-chan store.Batch {
-	for {
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-tick:
-			if changes == nil {
-				changes = k.watch(ctx)
-			}
-			return changes
-		case b, open := <-changes:
-			if !open {
-				changes = nil // until the next tick
-			} else if len(b.Events) > 0 {
-				return changes
-			}
+			return
+		case <-tick.C:
+		case <-k.changed:
 		}
 	}
 }
 
-// watch tells of changes from now on; nil where that cannot be had now.
-func (k *Keys) watch(ctx context.Context) <-chan store.Batch {
-	_, revision, err := k.store.List(ctx, keysPrefix, "", 1)
-	if err != nil {
-		return nil
+// Replace implements store.Target: run reads the keys themselves.
+func (k *Keys) Replace(iter.Seq2[store.Entry, error]) error {
+	k.Apply(nil)
+	return nil
+}
+
+// Apply implements store.Target.
+func (k *Keys) Apply([]store.Event) {
+	select {
+	case k.changed <- struct{}{}:
+	default:
 	}
-	changes, _ := k.store.Watch(ctx, keysPrefix, revision)
-	return changes
 }
 
 const keysPrefix = "keys/"

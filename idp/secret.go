@@ -85,19 +85,17 @@ func (s *sealer) key(purpose string) []byte {
 	return k
 }
 
-// seal returns v as JSON under XChaCha20-Poly1305, whose long nonce may be random
-// without a limit that matters, base64url without padding.
+// seal returns v as JSON, encrypted, in base64url without padding.
 func (s *sealer) seal(purpose string, v any) (string, error) {
 	plain, err := json.Marshal(v)
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
-	aead, err := chacha20poly1305.NewX(s.key(purpose))
+	sealed, err := encrypt(s.key(purpose), plain, nil)
 	if err != nil {
 		return "", fmt.Errorf("seal %s: %w", purpose, err)
 	}
-	nonce := randomBytes(aead.NonceSize())
-	return base64.RawURLEncoding.EncodeToString(aead.Seal(nonce, nonce, plain, nil)), nil
+	return encode(sealed), nil
 }
 
 // open reads into v what seal made for the same purpose. Any failure is
@@ -107,18 +105,35 @@ func (s *sealer) open(purpose, sealed string, v any) error {
 		return errSealed
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(sealed)
-	if err != nil || len(b) < chacha20poly1305.NonceSizeX {
-		return errSealed
+	if err == nil {
+		b, err = decrypt(s.key(purpose), b, nil)
 	}
-	aead, err := chacha20poly1305.NewX(s.key(purpose))
-	if err != nil {
-		return errSealed
-	}
-	plain, err := aead.Open(nil, b[:chacha20poly1305.NonceSizeX], b[chacha20poly1305.NonceSizeX:], nil)
-	if err != nil || json.Unmarshal(plain, v) != nil {
+	if err != nil || json.Unmarshal(b, v) != nil {
 		return errSealed
 	}
 	return nil
+}
+
+// encrypt is XChaCha20-Poly1305, whose long nonce may be random without a limit that
+// matters. The nonce is in front.
+func encrypt(key, plain, additional []byte) ([]byte, error) {
+	aead, err := chacha20poly1305.NewX(key)
+	if err != nil {
+		return nil, err
+	}
+	nonce := randomBytes(aead.NonceSize())
+	return aead.Seal(nonce, nonce, plain, additional), nil
+}
+
+func decrypt(key, b, additional []byte) ([]byte, error) {
+	aead, err := chacha20poly1305.NewX(key)
+	if err != nil {
+		return nil, err
+	}
+	if len(b) < aead.NonceSize() {
+		return nil, errSealed
+	}
+	return aead.Open(nil, b[:aead.NonceSize()], b[aead.NonceSize():], additional)
 }
 
 // maxSealed bounds what is opened. The longest is an authorization request whose

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -34,14 +35,10 @@ type Sessions struct {
 
 // known is what is kept in memory of a session: a hundred thousand have to fit.
 type known struct {
-	id, sub, username, name, email string
-	directory                      string
-	groups                         []string
-	authTime                       time.Time
-	created, lastUsed, ends        time.Time
-	browser                        bool
-	address, userAgent             string
-	clients                        []string // sorted
+	SessionInfo
+	email, directory string
+	groups           []string
+	authTime         time.Time
 }
 
 // OpenSessions loads the sessions and follows them until Close.
@@ -90,19 +87,19 @@ func (l *Sessions) put(e store.Entry) {
 	k, err := readKnown(e)
 	if err != nil {
 		l.log.WithError(err).WithField("key", e.Key).Error("a session's record is damaged")
-		l.remove(k.id)
+		l.remove(k.ID)
 		return
 	}
-	if l.byID[k.id] == nil {
-		l.bySub[k.sub] = append(l.bySub[k.sub], k.id)
+	if l.byID[k.ID] == nil {
+		l.bySub[k.Sub] = append(l.bySub[k.Sub], k.ID)
 	}
-	l.byID[k.id] = k
+	l.byID[k.ID] = k
 }
 
 // readKnown reads the part of a session's record that memory keeps, with one copy of
 // the words that many sessions share.
 func readKnown(e store.Entry) (*known, error) {
-	k := &known{id: strings.TrimPrefix(e.Key, sessionPrefix), ends: e.Expires}
+	k := &known{SessionInfo: SessionInfo{ID: strings.TrimPrefix(e.Key, sessionPrefix), Ends: e.Expires}}
 	var rec struct {
 		Sub, Username, Name, Email, Directory, Address, UserAgent string
 		Groups                                                    []string
@@ -117,21 +114,21 @@ func readKnown(e store.Entry) (*known, error) {
 		return k, err
 	}
 	one := func(s string) string { return unique.Make(s).Value() }
-	k.sub, k.username, k.name, k.email = one(rec.Sub), one(rec.Username), one(rec.Name), one(rec.Email)
-	k.address, k.userAgent, k.browser = one(rec.Address), one(rec.UserAgent), rec.CookieHash != ""
-	k.directory, k.authTime, k.created, k.lastUsed = one(rec.Directory), rec.AuthTime, rec.Created, rec.LastUsed
+	k.Sub, k.Username, k.Name, k.email = one(rec.Sub), one(rec.Username), one(rec.Name), one(rec.Email)
+	k.Address, k.UserAgent, k.Browser = one(rec.Address), one(rec.UserAgent), rec.CookieHash != ""
+	k.directory, k.authTime, k.Created, k.LastUsed = one(rec.Directory), rec.AuthTime, rec.Created, rec.LastUsed
 	for _, g := range rec.Groups {
 		k.groups = append(k.groups, one(g))
 	}
 	k.groups = slices.Clip(k.groups)
 	for _, f := range rec.Families {
-		k.clients = append(k.clients, one(f.Client))
-		if f.LastUsed.After(k.lastUsed) {
-			k.lastUsed = f.LastUsed
+		k.Clients = append(k.Clients, one(f.Client))
+		if f.LastUsed.After(k.LastUsed) {
+			k.LastUsed = f.LastUsed
 		}
 	}
-	slices.Sort(k.clients)
-	k.clients = slices.Clip(slices.Compact(k.clients))
+	slices.Sort(k.Clients)
+	k.Clients = slices.Clip(slices.Compact(k.Clients))
 	return k, nil
 }
 
@@ -141,11 +138,11 @@ func (l *Sessions) remove(id string) {
 		return
 	}
 	delete(l.byID, id)
-	left := slices.DeleteFunc(l.bySub[k.sub], func(other string) bool { return other == id })
+	left := slices.DeleteFunc(l.bySub[k.Sub], func(other string) bool { return other == id })
 	if len(left) == 0 {
-		delete(l.bySub, k.sub)
+		delete(l.bySub, k.Sub)
 	} else {
-		l.bySub[k.sub] = left
+		l.bySub[k.Sub] = left
 	}
 }
 
@@ -175,21 +172,18 @@ func (l *Sessions) of(sub string) []*known {
 		}
 		return out
 	}
-	for _, k := range l.byID {
-		out = append(out, k)
-	}
-	return out
+	return slices.Collect(maps.Values(l.byID))
 }
 
 // SubjectOfSession returns the sub of whoever has a session under that sub or username,
 // if there is just one; also of those who are not in a directory any more.
 func (s *Service) SubjectOfSession(person string) (sub string, ok bool) {
 	for _, k := range s.Sessions.of("") {
-		if k.sub == person || strings.EqualFold(k.username, person) {
-			if sub != "" && sub != k.sub {
+		if k.Sub == person || strings.EqualFold(k.Username, person) {
+			if sub != "" && sub != k.Sub {
 				return "", false
 			}
-			sub = k.sub
+			sub = k.Sub
 		}
 	}
 	return sub, sub != ""
@@ -231,8 +225,8 @@ func (s *Service) ListSessions(a groups.Actor, admin bool, f SessionFilter) (pag
 	limit := min(cmp.Or(f.Limit, 100), 1000)
 	var all []SessionInfo
 	for _, k := range s.Sessions.of(f.Sub) {
-		if info := k.info(); s.Now().Before(info.Ends) && info.matches(f.Query) {
-			all = append(all, info)
+		if s.Now().Before(k.Ends) && k.matches(f.Query) {
+			all = append(all, k.SessionInfo)
 		}
 	}
 	slices.SortFunc(all, func(a, b SessionInfo) int { return strings.Compare(b.place(), a.place()) })
@@ -256,13 +250,6 @@ func (i SessionInfo) place() string { return i.LastUsed.UTC().Format("20060102T1
 func (i SessionInfo) matches(query string) bool {
 	text := strings.Join(append([]string{i.Username, i.Name, i.Address, i.UserAgent}, i.Clients...), "\n")
 	return strings.Contains(strings.ToLower(text), strings.ToLower(query))
-}
-
-func (k *known) info() SessionInfo {
-	return SessionInfo{
-		ID: k.id, Sub: k.sub, Username: k.username, Name: k.name, Clients: k.clients, Browser: k.browser,
-		Address: k.address, UserAgent: k.userAgent, Created: k.created, LastUsed: k.lastUsed, Ends: k.ends,
-	}
 }
 
 // EndSession ends one session, at once for whatever asks us, and when its last
@@ -290,10 +277,10 @@ func (s *Service) EndSessions(ctx context.Context, a groups.Actor, admin bool, s
 		return 0, err
 	}
 	for _, k := range s.Sessions.of(sub) {
-		if k.id == keep {
+		if k.ID == keep {
 			continue
 		}
-		sess, err := s.session(ctx, k.id)
+		sess, err := s.session(ctx, k.ID)
 		if errors.Is(err, ErrNoSession) {
 			continue
 		}

@@ -118,13 +118,13 @@ func TestSessionsInMemory(t *testing.T) {
 	h.must(err)
 	h.must(h.Sessions.catchUp(h.ctx, h.disk))
 	all := h.Sessions.of("")
-	if len(all) != 1 || all[0].id != sidOf(tokens.RefreshToken) || !all[0].browser {
+	if len(all) != 1 || all[0].ID != sidOf(tokens.RefreshToken) || !all[0].Browser {
 		t.Fatalf("sessions %+v", all)
 	}
 	fresh, err := OpenSessions(h.ctx, h.disk, quiet())
 	h.must(err)
 	defer fresh.Close()
-	if got := fresh.of(all[0].sub); len(got) != 1 || got[0].username != "bob" {
+	if got := fresh.of(all[0].Sub); len(got) != 1 || got[0].Username != "bob" {
 		t.Errorf("loaded: %v", got)
 	}
 }

@@ -3,6 +3,7 @@ package idp
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -44,11 +45,7 @@ func (s *Service) contributors(names []string) string {
 		sources[from].groups = append(sources[from].groups, n)
 		sources[from].bytes += len(n) + 3 // quotes and comma
 	}
-	var sorted []*source
-	for _, src := range sources {
-		sorted = append(sorted, src)
-	}
-	slices.SortFunc(sorted, func(a, b *source) int { return cmp.Or(b.bytes-a.bytes, strings.Compare(a.name, b.name)) })
+	sorted := slices.SortedFunc(maps.Values(sources), func(a, b *source) int { return cmp.Or(b.bytes-a.bytes, strings.Compare(a.name, b.name)) })
 	var told []string
 	for _, src := range sorted[:min(len(sorted), 5)] {
 		first := strings.Join(src.groups[:min(len(src.groups), 3)], ", ")

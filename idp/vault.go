@@ -63,26 +63,21 @@ var errNoVaultKey = errors.New("it is encrypted by a key that keys.encryptionKey
 // seal encrypts plain, which can be opened under the same name alone.
 func (v *Vault) seal(name string, plain []byte) (box, error) {
 	k := v.keys[0]
-	aead, err := chacha20poly1305.NewX(k.key)
+	sealed, err := encrypt(k.key, plain, []byte(name))
 	if err != nil {
 		return box{}, fmt.Errorf("encrypt %s: %w", name, err)
 	}
-	nonce := randomBytes(aead.NonceSize())
-	return box{k.id, aead.Seal(nonce, nonce, plain, []byte(name))}, nil
+	return box{k.id, sealed}, nil
 }
 
 // open decrypts what seal made for name.
 func (v *Vault) open(name string, b box) ([]byte, error) {
 	if v != nil {
 		for _, k := range v.keys {
-			if k.id != b.By || len(b.Box) < chacha20poly1305.NonceSizeX {
+			if k.id != b.By {
 				continue
 			}
-			aead, err := chacha20poly1305.NewX(k.key)
-			if err != nil {
-				return nil, fmt.Errorf("decrypt %s: %w", name, err)
-			}
-			plain, err := aead.Open(nil, b.Box[:chacha20poly1305.NonceSizeX], b.Box[chacha20poly1305.NonceSizeX:], []byte(name))
+			plain, err := decrypt(k.key, b.Box, []byte(name))
 			if err != nil {
 				return nil, fmt.Errorf("decrypt %s: the record is damaged: restore the store from a backup", name)
 			}

@@ -56,7 +56,6 @@ type idClaims struct {
 	SessionID       string   `json:"sid"`
 	ID              string   `json:"jti"`
 	Expires         int64    `json:"exp"`
-	IssuedAt        int64    `json:"iat"`
 	NotBefore       int64    `json:"nbf"`
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
 
 	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
 )
 
@@ -27,12 +29,7 @@ func (a *apiServer) isSub(s string) bool {
 	if parsed, err := uuid.Parse(id); err != nil || parsed.String() != id {
 		return false
 	}
-	for _, d := range a.idp.Directories {
-		if d.Name() == name {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(a.idp.Directories, func(d idp.Directory) bool { return d.Name() == name })
 }
 
 // searchPeople is the pick list of who adds members.

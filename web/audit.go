@@ -39,14 +39,13 @@ var (
 // Auditor lets administrators search the trail, each one search at a time.
 type Auditor struct {
 	trail *audit.Log
-	mu    sync.Mutex
-	busy  map[string]bool // by sub
+	busy  sync.Map // subs
 }
 
 // NewAuditor returns the Auditor of trail. Every search is in the trail before it
 // begins, with what was looked for.
 func NewAuditor(trail *audit.Log) *Auditor {
-	return &Auditor{trail: trail, busy: map[string]bool{}}
+	return &Auditor{trail: trail}
 }
 
 // auditParams are the parameters of a search, in the order of the page.
@@ -173,20 +172,11 @@ func sizeOf(e audit.Event) int {
 }
 
 func (a *Auditor) begin(who string) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.busy[who] {
-		return false
-	}
-	a.busy[who] = true
-	return true
+	_, busy := a.busy.LoadOrStore(who, true)
+	return !busy
 }
 
-func (a *Auditor) end(who string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.busy, who)
-}
+func (a *Auditor) end(who string) { a.busy.Delete(who) }
 
 // AuditEvent is e as the API tells it.
 func AuditEvent(e audit.Event) api.AuditEvent {

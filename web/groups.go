@@ -108,24 +108,11 @@ func (s *Site) groupRows(v visitor, found []groups.Group) ([]groupRow, error) {
 	for i, g := range found {
 		labels := s.labels(g.Labels)
 		rows[i] = groupRow{
-			Group: g, Labels: labels[:min(len(labels), shown)], More: max(0, len(labels)-shown), Owned: owns(v.actor, g),
+			Group: g, Labels: labels[:min(len(labels), shown)], More: max(0, len(labels)-shown), Owned: s.groups.Owns(v.actor, g.Settings),
 			Member: slices.ContainsFunc(in, func(e groups.Effective) bool { return e.ID == g.ID }),
 		}
 	}
 	return rows, nil
-}
-
-// owns reports whether a is an owner of g, by themselves or through a group.
-func owns(a groups.Actor, g groups.Group) bool {
-	return slices.ContainsFunc(g.Owners, func(o groups.Ref) bool {
-		switch o.Kind {
-		case groups.KindPerson:
-			return o.ID == a.Sub
-		case groups.KindDirectoryGroup:
-			return slices.Contains(a.Groups, o.ID)
-		}
-		return slices.Contains(a.Groups, o.Name)
-	})
 }
 
 // labels lists a group's labels by key.
@@ -215,13 +202,11 @@ func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 	}
 	name, description := strings.TrimSpace(r.PostForm.Get("name")), strings.TrimSpace(r.PostForm.Get("description"))
 	if alike := s.groups.Lookalikes(name); v.admin && len(alike) > 0 && r.PostForm.Get("sure") != name {
-		p := s.pageFor(v, "groups", "Create "+name, confirmation{
+		return s.confirm(w, http.StatusOK, v, "", "Create "+name, confirmation{
 			Heading: "Create " + name + " all the same?", Effects: lookalikeWords(name, alike),
 			Hidden: url.Values{"name": {name}, "description": {description}, "sure": {name}},
 			Action: s.url("/groups"), Button: "Create all the same", Cancel: "Back to groups", CancelURL: s.url("/groups"),
 		})
-		p.Crumbs = s.crumbs("")
-		return s.render(w, http.StatusOK, "confirm", p)
 	}
 	g, err := s.groups.Create(r.Context(), v.actor, groups.Settings{Name: name, Description: description})
 	if f := explain(err); err != nil && correctable(f) {
@@ -230,6 +215,13 @@ func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) er
 		return err
 	}
 	return s.see(w, r, groupPath(g.Name)+"?did=created")
+}
+
+// confirm asks once more about a group, "" for one that is not there yet.
+func (s *Site) confirm(w http.ResponseWriter, status int, v visitor, group, title string, c confirmation) error {
+	p := s.pageFor(v, "groups", title, c)
+	p.Crumbs = s.crumbs(group)
+	return s.render(w, status, "confirm", p)
 }
 
 // lookalikeWords warns that people would take name for one of alike.

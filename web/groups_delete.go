@@ -34,13 +34,11 @@ func (s *Site) askDelete(w http.ResponseWriter, r *http.Request, v visitor, stat
 	if len(in) > 0 {
 		hidden.Set("contained", "yes")
 	}
-	p := s.pageFor(v, "groups", "Delete "+g.Name, confirmation{
+	return s.confirm(w, status, v, g.Name, "Delete "+g.Name, confirmation{
 		Heading: "Delete group " + g.Name + "?", Notice: notice, Effects: deletionWords(g, in, through), Danger: true, Hidden: hidden,
 		Action: s.url(groupPath(g.Name) + "/delete"), Button: "Delete " + g.Name,
 		Cancel: "Keep", CancelURL: s.url(groupPath(g.Name)),
 	})
-	p.Crumbs = s.crumbs(g.Name)
-	return s.render(w, status, "confirm", p)
 }
 
 // deletionWords names what goes with g: in are the groups that contain it, through

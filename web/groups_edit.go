@@ -386,10 +386,8 @@ func (s *Site) confirmRename(w http.ResponseWriter, v visitor, data settingsPage
 		hidden.Add("owner", party{Ref: o}.Key())
 	}
 	edit := s.url(groupPath(g.Name) + "/edit")
-	p := s.pageFor(v, "groups", "Rename "+g.Name, confirmation{
+	return s.confirm(w, http.StatusOK, v, g.Name, "Rename "+g.Name, confirmation{
 		Heading: "Rename " + g.Name + " to " + f.Name + "?", Effects: effects, Hidden: hidden, Danger: true,
 		Action: edit, Button: "Rename and save", Cancel: "Back to the settings", CancelURL: edit,
 	})
-	p.Crumbs = s.crumbs(g.Name)
-	return s.render(w, http.StatusOK, "confirm", p)
 }

@@ -102,7 +102,7 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 		return err
 	}
 	data.Rights = s.groups.RightsOn(v.actor, data.Name)
-	data.Kept = !data.Rights.Members && owns(v.actor, data.Group)
+	data.Kept = !data.Rights.Members && s.groups.Owns(v.actor, data.Settings)
 	data.LabelList, data.OwnerList = s.labels(data.Labels), s.parties(v, data.Owners)
 	for _, name := range s.groups.Containing(v.actor, data.Name) {
 		data.In = append(data.In, s.party(v, groups.Ref{Kind: groups.KindGroup, Name: name}))
@@ -297,14 +297,12 @@ func (s *Site) confirmRemove(w http.ResponseWriter, r *http.Request, v visitor) 
 		return fmt.Errorf("remove a member of %q: %w", g.Name, groups.ErrForbidden)
 	}
 	name := party{Ref: m.Ref}.Shown()
-	p := s.pageFor(v, "groups", "Remove "+name, confirmation{
+	return s.confirm(w, http.StatusOK, v, g.Name, "Remove "+name, confirmation{
 		Heading: "Remove " + name + " from " + g.Name + "?", Effects: s.removalWords(v, g, m), Danger: true,
 		Hidden: url.Values{"kind": {string(m.Kind)}, "id": {m.ID}},
 		Action: s.url(groupPath(g.Name) + "/remove"), Button: "Remove " + name,
 		Cancel: "Keep", CancelURL: s.url(groupPath(g.Name)),
 	})
-	p.Crumbs = s.crumbs(g.Name)
-	return s.render(w, http.StatusOK, "confirm", p)
 }
 
 // removalWords names the effect of taking m out of g.

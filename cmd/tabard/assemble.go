@@ -76,6 +76,7 @@ type assembly struct {
 	health  *health
 	site    *web.Site
 	idp     *idp.Service
+	groups  *groups.Service
 	backups *web.Backups
 	auditor *web.Auditor
 	closers []func()
@@ -97,15 +98,29 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 			a.close()
 		}
 	}()
+	dirs, err := a.openRooms(ctx, f, log)
+	if err != nil {
+		return nil, err
+	}
+	a.health = &health{store: f.store, keys: a.idp.Keys, directories: dirs, stopping: stopping, log: log}
+	if err := a.route(f.metrics, log); err != nil {
+		return nil, err
+	}
+	a.health.start()
+	a.closers = append(a.closers, a.health.close)
+	return a, nil
+}
+
+// openRooms opens what the pages and the provider's endpoints are in front of.
+func (a *assembly) openRooms(ctx context.Context, f *foundation, log logrus.FieldLogger) ([]*directory.Directory, error) {
 	dirs, err := a.openDirectories()
 	if err != nil {
 		return nil, err
 	}
-	local, err := a.openGroups(ctx, f, log)
-	if err != nil {
+	if a.groups, err = a.openGroups(ctx, f, log); err != nil {
 		return nil, err
 	}
-	keys, err := idp.OpenKeys(ctx, f.store, cfg.Keys, log, nil)
+	keys, err := idp.OpenKeys(ctx, f.store, a.cfg.Keys, log, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open the signing keys: %w", err)
 	}
@@ -115,20 +130,14 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 		return nil, fmt.Errorf("open the sessions: %w", err)
 	}
 	a.closers = append(a.closers, sessions.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: local, Keys: keys, Sessions: sessions, Alone: cfg.Store.Etcd == nil, Log: log}
+	parts := idp.Parts{Store: f.store, Trail: f.trail, Groups: a.groups, Keys: keys, Sessions: sessions, Alone: a.cfg.Store.Etcd == nil, Log: log}
 	for _, d := range dirs {
 		parts.Directories = append(parts.Directories, d)
 	}
-	if a.idp, err = idp.New(ctx, cfg.idp, parts); err != nil {
+	if a.idp, err = idp.New(ctx, a.cfg.idp, parts); err != nil {
 		return nil, fmt.Errorf("start the identity provider: %w", err)
 	}
-	a.health = &health{store: f.store, keys: keys, directories: dirs, stopping: stopping, log: log}
-	if err := a.route(local, keys, f.metrics, log); err != nil {
-		return nil, err
-	}
-	a.health.start()
-	a.closers = append(a.closers, a.health.close)
-	return a, nil
+	return dirs, nil
 }
 
 func (a *assembly) openDirectories() ([]*directory.Directory, error) {
@@ -159,16 +168,16 @@ func (a *assembly) openGroups(ctx context.Context, f *foundation, log logrus.Fie
 
 // route puts the provider's endpoints, the pages and the probes under the path of
 // the issuer; the probes are at the root as well.
-func (a *assembly) route(local *groups.Service, keys *idp.Keys, m *metrics, log logrus.FieldLogger) error {
+func (a *assembly) route(m *metrics, log logrus.FieldLogger) error {
 	u, err := url.Parse(a.cfg.Issuer)
 	if err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	a.base = u.Path
-	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups, Auditor: a.auditor}, a.idp, local, log); err != nil {
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups, Auditor: a.auditor}, a.idp, a.groups, log); err != nil {
 		return fmt.Errorf("pages: %w", err)
 	}
-	endpoints := provider.New(a.idp, keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
+	endpoints := provider.New(a.idp, a.idp.Keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
 	reviews := provider.Reviews(a.idp, provider.ReviewConfig{Log: log, Count: m.reviewed})
 	paths := provider.Paths()
 	app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -52,14 +53,15 @@ func (f *trailFlags) folders() (dirs []string, cfg *Config, err error) {
 
 func auditSearchCommand() *cobra.Command {
 	var f trailFlags
-	var server, output string
+	var server string
+	var output *string
 	var limit int
 	v := map[string]*string{}
 	cmd := &cobra.Command{
 		Use: "search", Short: "Find records, newest first: at the server, or in files with --config or --dir",
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkOutput(output); err != nil {
+			if err := checkOutput(*output); err != nil {
 				return err
 			}
 			if limit < 1 || limit > maxFound {
@@ -75,12 +77,12 @@ func auditSearchCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return write(cmd.OutOrStdout(), output, page, func() [][]string { return auditRows(page) })
+			return write(cmd.OutOrStdout(), *output, page, func() [][]string { return auditRows(page) })
 		},
 	}
 	f.flags(cmd)
-	cmd.Flags().StringVar(&server, "server", "", "issuer URL; default TABARD_SERVER, else the last one signed in to")
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	serverFlag(cmd, &server)
+	output = outputFlag(cmd)
 	cmd.Flags().IntVar(&limit, "limit", 100, "at most so many records")
 	for name, what := range map[string]string{
 		"person": "sub or username: who did it, or whom it was done to", "group": "that was acted on, or that was a member",
@@ -139,11 +141,7 @@ func searchServer(ctx context.Context, client *api.Client, q url.Values, limit i
 func auditRows(page api.AuditPage) [][]string {
 	rows := [][]string{{"TIME", "WHO", "ACT", "ON", "CLUSTER", "OUTCOME", "FROM", "REASON"}}
 	for _, e := range page.Events {
-		who := e.Name
-		if who == "" {
-			who = e.Who
-		}
-		rows = append(rows, []string{e.Time.Local().Format(time.RFC3339), who, e.Act, e.On, e.Cluster, e.Outcome, e.Address, e.Reason})
+		rows = append(rows, []string{clock(e.Time), cmp.Or(e.Name, e.Who), e.Act, e.On, e.Cluster, e.Outcome, e.Address, e.Reason})
 	}
 	return rows
 }
@@ -284,7 +282,6 @@ func auditKeyCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file")
-	need(cmd, "config")
+	configFlag(cmd, &config)
 	return cmd
 }

@@ -120,7 +120,7 @@ func backupOnline(cmd *cobra.Command, server string, w io.Writer) (backup.Summar
 // backupOffline copies the store of a stopped server, as it is: without changing its
 // records to a newer format.
 func backupOffline(cmd *cobra.Command, config string, w io.Writer) (sum backup.Summary, err error) {
-	err = onStore(cmd, config, func(ctx context.Context, f *foundation) error {
+	err = onStoreAsIs(cmd, config, func(ctx context.Context, f *foundation) error {
 		return noted(ctx, f.trail, "store.backup", nil, func() (map[string]string, error) {
 			sum, err = backup.Write(ctx, f.store, w)
 			return map[string]string{"records": strconv.Itoa(sum.Records), "sha256": sum.SHA256}, err
@@ -129,24 +129,31 @@ func backupOffline(cmd *cobra.Command, config string, w io.Writer) (sum backup.S
 	return sum, err
 }
 
-// onStore opens store and trail of the configuration at path, as they are.
-func onStore(cmd *cobra.Command, path string, do func(context.Context, *foundation) error) error {
+// onStoreAsIs opens store and trail of the configuration at path, as they are.
+func onStoreAsIs(cmd *cobra.Command, path string, do func(context.Context, *foundation) error) error {
 	cfg, err := loadConfig(path)
 	if err != nil {
 		return err
 	}
+	const instead = "stop it; a backup can also be made through it, without --config"
+	return onStore(cmd, cfg, openAsIs, instead, func(ctx context.Context, f *foundation, _ logrus.FieldLogger) error { return do(ctx, f) })
+}
+
+// onStore opens store and trail while no server has them; else it says what to do instead.
+func onStore(cmd *cobra.Command, cfg *Config, open func(context.Context, *Config, logrus.FieldLogger) (*foundation, error), instead string,
+	do func(context.Context, *foundation, logrus.FieldLogger) error) error {
 	log := logrus.New()
 	log.SetOutput(cmd.ErrOrStderr())
 	log.SetLevel(logrus.ErrorLevel)
-	f, err := openAsIs(cmd.Context(), cfg, log)
+	f, err := open(cmd.Context(), cfg, log)
 	if errors.Is(err, store.ErrInUse) || errors.Is(err, audit.ErrInUse) { // with etcd, the trail alone
-		return errors.New("the server has the store open: stop it; a backup can also be made through it, without --config")
+		return errors.New("the server has the store open: " + instead)
 	}
 	if err != nil {
 		return err
 	}
 	defer f.close(log)
-	return do(cmd.Context(), f)
+	return do(cmd.Context(), f, log)
 }
 
 // noted does what the trail can hold, with an event before it and one after it.
@@ -209,7 +216,7 @@ func runRestore(cmd *cobra.Command, config string, file io.ReadSeeker, sum backu
 		return fmt.Errorf("the backup must be a file that can be read twice, not a pipe: %w", err)
 	}
 	var done backup.Restored
-	err := onStore(cmd, config, func(ctx context.Context, f *foundation) error {
+	err := onStoreAsIs(cmd, config, func(ctx context.Context, f *foundation) error {
 		detail := map[string]string{"records": strconv.Itoa(sum.Records), "sha256": sum.SHA256, "created": sum.Created.Format(time.RFC3339)}
 		return noted(ctx, f.trail, "store.restore", detail, func() (_ map[string]string, err error) {
 			done, err = backup.Restore(ctx, f.store, file, newestFormat())

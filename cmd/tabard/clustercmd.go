@@ -53,8 +53,7 @@ func clusterSub(use, short string, o *clusterOptions, text func(cmd *cobra.Comma
 		}
 		return err
 	}
-	cmd.Flags().StringVar(&o.config, "config", "", "configuration file")
-	need(cmd, "config")
+	configFlag(cmd, &o.config)
 	return cmd
 }
 

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -424,8 +423,4 @@ func (l *loader) byIndex(key string) string {
 		}
 	}
 	return key
-}
-
-func sortedKeys[V any](m map[string]V) string {
-	return strings.Join(slices.Sorted(maps.Keys(m)), ", ")
 }

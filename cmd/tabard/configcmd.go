@@ -48,8 +48,7 @@ func checkConfig(cmd *cobra.Command, path string) error {
 	for _, w := range cfg.warnings {
 		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+w)
 	}
-	_, err = fmt.Fprintf(cmd.OutOrStdout(), "ok\n%s\n", summary(cfg))
-	return err
+	return tell(cmd, "ok\n%s", summary(cfg))
 }
 
 // summary tells a configuration in a few words.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -57,47 +58,60 @@ func (e *configError) Error() string {
 	return b.String()
 }
 
-// decoder reads one YAML document into a struct. It goes on after a mistake, so
-// that all are found at once, and remembers where each key stands.
+// decoder reads YAML documents into structs. It goes on after a mistake, so that all
+// are found at once, and remembers where each key stands.
 type decoder struct {
 	at       map[string]position
 	mistakes []mistake
+	// checked, if not nil, is told of each struct once it is read, with the keys that
+	// it was given.
+	checked func(n *yaml.Node, path string, into any, keys map[string]bool)
 }
 
-// decode reads b into into, a pointer to a struct with yaml tags. Every key must
-// be a field, occur once and have a value of the field's type. Anchors, aliases
-// and tags are refused.
+// decode reads b, one document, into into, a pointer to a struct with yaml tags. Every
+// key must be a field, occur once and have a value of the field's type. Anchors,
+// aliases and tags are refused.
 func decode(b []byte, into any) *decoder {
 	d := &decoder{at: map[string]position{}}
-	if !utf8.Valid(b) {
-		d.mistakes = []mistake{{msg: "is not UTF-8 text"}}
-		return d
-	}
 	var body *yaml.Node
+	whole := d.documents(b, func(n *yaml.Node) {
+		if body != nil {
+			d.wrong(n, "", "a second document begins here: a configuration is one document")
+			return
+		}
+		body = n
+	})
+	switch {
+	case !whole:
+	case body == nil:
+		d.mistakes = append(d.mistakes, mistake{msg: "is empty: begin with `tabard config example`"})
+	default:
+		d.value(body, reflect.ValueOf(into).Elem(), "")
+	}
+	return d
+}
+
+// documents calls each for the documents of b that hold anything; false if b is not
+// whole.
+func (d *decoder) documents(b []byte, each func(*yaml.Node)) bool {
+	if !utf8.Valid(b) {
+		d.mistakes = append(d.mistakes, mistake{msg: "is not UTF-8 text"})
+		return false
+	}
 	for docs := yaml.NewDecoder(bytes.NewReader(b)); ; {
 		var doc yaml.Node
 		err := docs.Decode(&doc)
 		if errors.Is(err, io.EOF) {
-			break
+			return true
 		}
 		if err != nil {
-			d.mistakes = []mistake{syntaxMistake(err)}
-			return d
+			d.mistakes = append(d.mistakes, syntaxMistake(err))
+			return false
 		}
-		switch content := doc.Content[0]; {
-		case content.ShortTag() == "!!null" && content.Value == "":
-		case body != nil:
-			d.wrong(content, "", "a second document begins here: a configuration is one document")
-		default:
-			body = content
+		if n := doc.Content[0]; n.ShortTag() != "!!null" || n.Value != "" {
+			each(n)
 		}
 	}
-	if body == nil {
-		d.mistakes = append(d.mistakes, mistake{msg: "is empty: begin with `tabard config example`"})
-		return d
-	}
-	d.value(body, reflect.ValueOf(into).Elem(), "")
-	return d
 }
 
 var syntaxLine = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
@@ -142,6 +156,8 @@ func (d *decoder) value(n *yaml.Node, v reflect.Value, path string) {
 		d.mapping(n, v, path)
 	case reflect.Slice:
 		d.sequence(n, v, path)
+	case reflect.Map:
+		d.texts(n, v, path)
 	default:
 		d.scalar(n, v, path)
 	}
@@ -168,10 +184,32 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, path string) {
 			d.wrong(keyNode, path, "has a key that cannot be one")
 		default:
 			d.at[key] = where(keyNode)
-			d.value(pair[1], v.Field(i), key)
+			d.value(pair[1], v.FieldByIndex(i), key)
 		}
 		seen[name] = true
 	}
+	if d.checked != nil {
+		d.checked(n, path, v.Addr().Interface(), seen)
+	}
+}
+
+// texts decodes a mapping of text to text. Its mistakes are those of the whole.
+func (d *decoder) texts(n *yaml.Node, v reflect.Value, path string) {
+	if n.Kind != yaml.MappingNode {
+		d.wrong(n, path, "must be a mapping of keys to values")
+		return
+	}
+	all := map[string]string{}
+	for pair := range slices.Chunk(n.Content, 2) {
+		var key, value string
+		d.value(pair[0], reflect.ValueOf(&key).Elem(), path)
+		d.value(pair[1], reflect.ValueOf(&value).Elem(), path)
+		if _, twice := all[key]; twice {
+			d.wrong(pair[0], path, "has a label twice: keep one")
+		}
+		all[key] = value
+	}
+	v.Set(reflect.ValueOf(all))
 }
 
 // plainKey is what a key may look like to be shown in an error: a secret in the
@@ -208,8 +246,12 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	text := n.Value
 	var err error
 	if t, isText := v.Addr().Interface().(encoding.TextUnmarshaler); isText {
+		want := "is not a size such as 16KiB"
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			want = "must be a time with its zone, such as 2027-01-31T18:00:00Z"
+		}
 		if t.UnmarshalText([]byte(text)) != nil {
-			d.wrong(n, path, "is not a size such as 16KiB")
+			d.wrong(n, path, "%s", want)
 		}
 		return
 	}
@@ -229,7 +271,7 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 		if n.ShortTag() != "!!bool" {
 			err = errors.ErrUnsupported
 		}
-		v.SetBool(text == "true")
+		v.SetBool(strings.EqualFold(text, "true"))
 	default:
 		var i int64
 		want = "a whole number"
@@ -241,13 +283,13 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 	}
 }
 
-// fieldsOf maps the yaml keys of a struct to its fields.
-func fieldsOf(t reflect.Type) map[string]int {
-	fields := map[string]int{}
-	for i := range t.NumField() {
-		name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ",")
+// fieldsOf maps the yaml keys of a struct to its fields, as FieldByIndex has them.
+func fieldsOf(t reflect.Type) map[string][]int {
+	fields := map[string][]int{}
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		if name != "" && name != "-" {
-			fields[name] = i
+			fields[name] = f.Index
 		}
 	}
 	return fields
@@ -273,11 +315,11 @@ func notYet(path string) bool {
 var listIndex = regexp.MustCompile(`\[\d+\]`)
 
 // didYouMean names the key that differs from name in case alone, or all keys.
-func didYouMean(name string, fields map[string]int) string {
+func didYouMean(name string, fields map[string][]int) string {
 	for f := range fields {
 		if strings.EqualFold(f, name) {
 			return "write " + f
 		}
 	}
-	return "use " + sortedKeys(fields)
+	return "use " + strings.Join(slices.Sorted(maps.Keys(fields)), ", ")
 }

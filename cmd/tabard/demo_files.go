@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -60,10 +61,10 @@ func (d *demoRun) writeFiles() (demoSecrets, error) {
 	if s.cert, err = tls.LoadX509KeyPair(d.path("server.pem"), d.path("server.key")); err != nil {
 		return s, fmt.Errorf("load the demo's certificate: %w", err)
 	}
-	if err := writeWhole(d.path("bind-password"), s.bindPassword+"\n"); err != nil {
+	if err := d.write("bind-password", s.bindPassword+"\n"); err != nil {
 		return s, err
 	}
-	return s, writeWhole(d.path("tabard.yaml"), fmt.Sprintf(demoConfig, d.issuer, d.port, d.port+1, d.port+2, demoldap.BindDN, demoCluster))
+	return s, d.write("tabard.yaml", fmt.Sprintf(demoConfig, d.issuer, d.port, d.port+1, d.port+2, demoldap.BindDN, demoCluster))
 }
 
 // makeCertificates makes a CA that is good for loopback alone, and what it signs.
@@ -124,12 +125,11 @@ func (d *demoRun) pluginArgs(uid string) []string {
 	return []string{"--server=" + d.issuer, "--ca-file=" + d.path("ca.pem"), "--username=" + uid, "--cache-dir=" + d.path("cache", uid), "--no-keyring"}
 }
 
-// writeWhole writes a file that only its owner reads and that appears whole.
-func writeWhole(path, content string) error {
-	if err := os.WriteFile(path+".new", []byte(content), 0o600); err != nil {
-		return fmt.Errorf("write %s: %w", path, err)
-	}
-	return os.Rename(path+".new", path)
+func (d *demoRun) write(name, content string) error {
+	return newFile(d.path(name), true, func(w io.Writer) error {
+		_, err := io.WriteString(w, content)
+		return err
+	})
 }
 
 // link makes bin/name a link to target, replacing an older one in one step.

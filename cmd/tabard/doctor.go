@@ -68,9 +68,8 @@ func doctorCommand() *cobra.Command {
 		}
 		return err
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file")
 	cmd.Flags().StringVar(&user, "user", "", "somebody, as they sign in, whose groups are looked up in every way that their directory knows")
-	need(cmd, "config")
+	configFlag(cmd, &config)
 	return cmd
 }
 

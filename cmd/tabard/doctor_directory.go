@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"time"
 
@@ -111,10 +112,5 @@ func (d *doctor) measure(ctx context.Context, check string, dir *directory.Direc
 
 // lacks says whether another way finds groups that m does not.
 func lacks(m directory.Measurement, all []directory.Measurement) bool {
-	for _, other := range all {
-		if other.Groups > m.Groups {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(all, func(other directory.Measurement) bool { return other.Groups > m.Groups })
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -83,12 +84,7 @@ func tokenRows(t api.ExplainedToken) [][]string {
 	if t.Refused != "" {
 		rows = append(rows, []string{"REFUSED", t.Refused})
 	}
-	var names []string
-	for name := range t.Claims {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+	for _, name := range slices.Sorted(maps.Keys(t.Claims)) {
 		value := fmt.Sprint(t.Claims[name])
 		if n, ok := t.Claims[name].(float64); ok { // all numbers are times
 			value = clock(time.Unix(int64(n), 0))

@@ -167,7 +167,7 @@ func TestGroupFileMistakes(t *testing.T) {
 			":3:40: members[1].end: must be a time with its zone, such as 2027-01-31T18:00:00Z", ":3:1: has no name: a document is one group"}},
 		{"types", "name: 7\nrequestable: maybe\nclusters: prod\nlabels: [a]\nowners: [alice]\ndescription: [x]", []string{
 			":1:7: name: must be text: put it in quotes", ":2:14: requestable: must be true or false", ":3:11: clusters: must be a list",
-			":4:9: labels: must be a mapping of keys to values", ":5:10: owners[0]: must be a mapping of keys to values", ":6:14: description: must be text: put it in quotes"}},
+			":4:9: labels: must be a mapping of keys to values", ":5:10: owners[0]: must be a mapping of keys to values", ":6:14: description: must be a single value; put text that holds a colon in quotes"}},
 		{"labels", "name: x\nlabels: {a: 1, b: true, a: \"x\"}", []string{
 			":2:13: labels: must be text: put it in quotes", ":2:19: labels: must be text: put it in quotes", ":2:25: labels: has a label twice: keep one"}},
 		{"a day alone", "name: x\nmembers: [{person: a, begin: 2027-01-31}]", []string{":2:30: members[0].begin: must be a time with its zone, such as 2027-01-31T18:00:00Z"}},

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,9 +20,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tabard-id/tabard/groups"
-	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
-	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/web"
 )
 
@@ -71,50 +70,18 @@ func offline(cmd *cobra.Command, path string, do func(*api.Client) error) error 
 	if err != nil {
 		return err
 	}
-	log := logrus.New()
-	log.SetOutput(cmd.ErrOrStderr())
-	log.SetLevel(logrus.ErrorLevel)
-	f, err := openFoundation(cmd.Context(), cfg, log)
-	if errors.Is(err, store.ErrInUse) {
-		return fmt.Errorf("the server has the store open: leave out --config and sign in with `tabard login --server %s`, or stop the server", cfg.Issuer)
-	}
-	if err != nil {
-		return err
-	}
-	defer f.close(log)
-	a := &assembly{cfg: cfg}
-	defer a.close()
-	keys, err := idp.OpenKeys(cmd.Context(), f.store, cfg.Keys, log, nil)
-	if err != nil {
-		return fmt.Errorf("open the signing keys: %w", err)
-	}
-	a.closers = append(a.closers, keys.Close)
-	sessions, err := idp.OpenSessions(cmd.Context(), f.store, log)
-	if err != nil {
-		return fmt.Errorf("open the sessions: %w", err)
-	}
-	a.closers = append(a.closers, sessions.Close)
-	parts := idp.Parts{Store: f.store, Trail: f.trail, Keys: keys, Sessions: sessions, Log: log}
-	dirs, err := a.openDirectories()
-	if err != nil {
-		return err
-	}
-	for _, d := range dirs {
-		parts.Directories = append(parts.Directories, d)
-	}
-	local, err := a.openGroups(cmd.Context(), f, log)
-	if err != nil {
-		return err
-	}
-	parts.Groups = local
-	svc, err := idp.New(cmd.Context(), cfg.idp, parts) // it signs nothing
-	if err != nil {
-		return err
-	}
-	h := web.API(local, svc, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
-	transport := &handlerTransport{h: h}
-	defer transport.running.Wait() // before the store is closed
-	return do(api.NewClient("http://store", &http.Client{Transport: transport}, nil))
+	instead := fmt.Sprintf("leave out --config and sign in with `tabard login --server %s`, or stop the server", cfg.Issuer)
+	return onStore(cmd, cfg, openFoundation, instead, func(ctx context.Context, f *foundation, log logrus.FieldLogger) error {
+		a := &assembly{cfg: cfg}
+		defer a.close()
+		if _, err := a.openRooms(ctx, f, log); err != nil {
+			return err
+		}
+		h := web.API(a.groups, a.idp, groups.Actor{Sub: "operator", Name: "operator", Operator: true}, log)
+		transport := &handlerTransport{h: h}
+		defer transport.running.Wait() // before the store is closed
+		return do(api.NewClient("http://store", &http.Client{Transport: transport}, nil))
+	})
 }
 
 // handlerTransport answers requests from a handler in this process, while it is written.

@@ -137,8 +137,7 @@ func logoutCommand() *cobra.Command {
 			if err := cache.Logout(cmd.Context(), api.Account{Server: server}); err != nil {
 				return err
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "signed out of %s\n", server)
-			return err
+			return tell(cmd, "signed out of %s", server)
 		},
 	}
 	serverFlag(cmd, &server)

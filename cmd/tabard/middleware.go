@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -126,12 +127,7 @@ func clientAddress(r *http.Request, trusted []netip.Prefix) string {
 
 func isTrusted(a netip.Addr, trusted []netip.Prefix) bool {
 	a = a.Unmap().WithZone("")
-	for _, p := range trusted {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // recorder remembers the status of an answer.

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -60,13 +61,10 @@ func writeTable(w io.Writer, rows [][]string) error {
 
 // printable leaves out what could move a terminal's cursor or break a row.
 func printable(s string) string {
-	out := []rune(s)
-	n := 0
-	for _, r := range out {
-		if r >= ' ' && r != 0x7f && (r < 0x80 || r > 0x9f) {
-			out[n] = r
-			n++
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return -1
 		}
-	}
-	return string(out[:n])
+		return r
+	}, s)
 }

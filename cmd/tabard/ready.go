@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -145,11 +146,7 @@ func (h *health) now(ctx context.Context) readiness {
 func (h *health) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	now := h.now(r.Context())
 	if r.URL.Query().Get("include") == "directories" {
-		any := false
-		for _, state := range now.Directories {
-			any = any || state == stateOK
-		}
-		now.Ready = now.Ready && any
+		now.Ready = now.Ready && slices.Contains(slices.Collect(maps.Values(now.Directories)), stateOK)
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")

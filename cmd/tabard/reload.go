@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -94,12 +95,7 @@ func (w *watcher) concerns(name string) bool {
 	if filepath.Base(name) == "..data" {
 		return true
 	}
-	for f := range w.files {
-		if filepath.Clean(f) == filepath.Clean(name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(slices.Collect(maps.Keys(w.files)), func(f string) bool { return filepath.Clean(f) == filepath.Clean(name) })
 }
 
 // changed compares what is in the files with what was read.

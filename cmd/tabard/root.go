@@ -78,14 +78,13 @@ func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// need makes flags mandatory.
-func need(cmd *cobra.Command, flags ...string) {
+// configFlag adds --config, without which cmd, whose RunE is set, does nothing.
+func configFlag(cmd *cobra.Command, config *string) {
+	cmd.Flags().StringVar(config, "config", "", "configuration file")
 	inner := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		for _, f := range flags {
-			if cmd.Flag(f).Value.String() == "" {
-				return usageError{fmt.Errorf("%s: --%s is missing", cmd.CommandPath(), f)}
-			}
+		if *config == "" {
+			return usageError{fmt.Errorf("%s: --config is missing", cmd.CommandPath())}
 		}
 		return inner(cmd, args)
 	}
@@ -110,8 +109,7 @@ func versionCommand() *cobra.Command {
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			release, revision := buildVersion()
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "tabard %s (%s)\n", release, revision)
-			return err
+			return tell(cmd, "tabard %s (%s)", release, revision)
 		},
 	}
 }

@@ -33,7 +33,7 @@ func schemaOf(t reflect.Type, path string) map[string]any {
 		properties := map[string]any{}
 		for name, i := range fieldsOf(t) {
 			if key := join(path, name); !notYet(key) {
-				properties[name] = schemaOf(t.Field(i).Type, key)
+				properties[name] = schemaOf(t.FieldByIndex(i).Type, key)
 			}
 		}
 		return map[string]any{"type": "object", "properties": properties, "additionalProperties": false}

@@ -46,9 +46,8 @@ func serveCommand() *cobra.Command {
 			return serve(cmd.Context(), config, log, func(net.Addr) {})
 		},
 	}
-	cmd.Flags().StringVar(&config, "config", "", "configuration file")
 	cmd.Flags().StringVar(&level, "log-level", "info", "error, warning, info or debug")
-	need(cmd, "config")
+	configFlag(cmd, &config)
 	return cmd
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -125,7 +124,7 @@ func (f *groupsFlags) rotateKeys() *cobra.Command {
 		}
 		for _, k := range keys {
 			if k.State == "next" {
-				fmt.Fprintf(cmd.ErrOrStderr(), "%s signs from %s on, when every API server knows it\n", k.ID, k.Signs.Local().Format(time.RFC3339))
+				fmt.Fprintf(cmd.ErrOrStderr(), "%s signs from %s on, when every API server knows it\n", k.ID, clock(k.Signs))
 			}
 		}
 		return f.writeKeys(cmd, keys)

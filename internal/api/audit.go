@@ -40,7 +40,5 @@ type AuditEvent struct {
 
 // Audit searches the audit trail. The parameters are those of GET /api/v1/audit.
 func (c *Client) Audit(ctx context.Context, q url.Values) (AuditPage, error) {
-	var page AuditPage
-	err := c.do(ctx, http.MethodGet, "/api/v1/audit?"+q.Encode(), nil, &page)
-	return page, err
+	return answer[AuditPage](ctx, c, http.MethodGet, "/api/v1/audit?"+q.Encode(), nil)
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,40 +19,18 @@ const maxStall = time.Minute
 func (c *Client) Backup(ctx context.Context) (io.ReadCloser, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	stall := time.AfterFunc(maxStall, func() { cancel(fmt.Errorf("nothing came for %s", maxStall)) })
-	body, err := c.stream(ctx, "/api/v1/backup")
+	resp, err := c.open(ctx, request{method: http.MethodGet, path: "/api/v1/backup"})
 	if err != nil {
 		stall.Stop()
 		cancel(nil)
 		return nil, err
 	}
-	return &streamed{body, ctx, cancel, stall}, nil
-}
-
-// stream sends a GET whose answer has no bounds in size and time.
-func (c *Client) stream(ctx context.Context, path string) (io.ReadCloser, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+path, nil)
-	if err != nil {
-		return nil, fmt.Errorf("make the request: %w", err)
+	body := &streamed{resp.Body, ctx, cancel, stall}
+	if resp.StatusCode == http.StatusOK {
+		return body, nil
 	}
-	if c.token != nil {
-		token, err := c.token(ctx)
-		if err != nil {
-			return nil, err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, unreachable(c.server, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		if err := decode(resp, nil); err != nil {
-			return nil, err
-		}
-		return nil, fmt.Errorf("the server answered %d instead of a backup: is the URL right?", resp.StatusCode)
-	}
-	return resp.Body, nil
+	defer body.Close()
+	return nil, cmp.Or(refused(resp), fmt.Errorf("the server answered %d instead of a backup: is the URL right?", resp.StatusCode))
 }
 
 // streamed is the body of an answer under way.

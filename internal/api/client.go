@@ -113,36 +113,49 @@ func loopback(host string) bool {
 
 // Me asks who the caller is.
 func (c *Client) Me(ctx context.Context) (Me, error) {
-	var me Me
-	err := c.do(ctx, http.MethodGet, "/api/v1/me", nil, &me)
-	return me, err
+	return answer[Me](ctx, c, http.MethodGet, "/api/v1/me", nil)
 }
 
 // Clusters lists the clusters whose rules give the caller a token.
 func (c *Client) Clusters(ctx context.Context) ([]Cluster, error) {
-	var list ClusterList
-	err := c.do(ctx, http.MethodGet, "/api/v1/clusters", nil, &list)
+	list, err := answer[ClusterList](ctx, c, http.MethodGet, "/api/v1/clusters", nil)
 	return list.Clusters, err
 }
 
 // Explain says what somebody's token for a cluster would hold, and why. Without a user
 // it is about the caller, without a cluster about a token of Tabard itself.
 func (c *Client) Explain(ctx context.Context, user, cluster string) (Explanation, error) {
-	var x Explanation
+	q := parameters(map[string]string{"user": user, "cluster": cluster})
+	return answer[Explanation](ctx, c, http.MethodGet, "/api/v1/explain?"+q.Encode(), nil)
+}
+
+// parameters are those that have a value.
+func parameters(all map[string]string) url.Values {
 	q := url.Values{}
-	for key, value := range map[string]string{"user": user, "cluster": cluster} {
+	for key, value := range all {
 		if value != "" {
 			q.Set(key, value)
 		}
 	}
-	err := c.do(ctx, http.MethodGet, "/api/v1/explain?"+q.Encode(), nil, &x)
-	return x, err
+	return q
 }
 
 // do sends one request and decodes the answer into out. Refusals are *Problem,
 // or ErrSignInAgain.
 func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
 	return c.send(ctx, request{method: method, path: path, in: in}, func(resp *http.Response) error { return decode(resp, out) })
+}
+
+// answer is do for an answer of type T.
+func answer[T any](ctx context.Context, c *Client, method, path string, in any) (out T, err error) {
+	err = c.do(ctx, method, path, in, &out)
+	return out, err
+}
+
+// answerTo is answer for what is more than a method, a path and a body.
+func answerTo[T any](ctx context.Context, c *Client, rq request) (out T, err error) {
+	err = c.send(ctx, rq, func(resp *http.Response) error { return decodeUpTo(cmp.Or(rq.most, maxBody), resp, &out) })
+	return out, err
 }
 
 // request is one call of the API.
@@ -152,23 +165,34 @@ type request struct {
 	contentType  string        // of in; "": application/json
 	ifMatch      string        // "": whatever version it is
 	deadline     time.Duration // 0: 30 s
+	most         int64         // bytes that are read of the answer; 0: maxBody
 }
 
 // send sends one request and gives the answer to read.
 func (c *Client) send(ctx context.Context, rq request, read func(*http.Response) error) error {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(rq.deadline, 30*time.Second))
 	defer cancel()
+	resp, err := c.open(ctx, rq)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return read(resp)
+}
+
+// open sends one request and gives the answer as it begins.
+func (c *Client) open(ctx context.Context, rq request) (*http.Response, error) {
 	var body io.Reader
 	if rq.in != nil {
 		b, err := json.Marshal(rq.in)
 		if err != nil {
-			return fmt.Errorf("encode the request: %w", err)
+			return nil, fmt.Errorf("encode the request: %w", err)
 		}
 		body = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, rq.method, c.server+rq.path, body)
 	if err != nil {
-		return fmt.Errorf("make the request: %w", err)
+		return nil, fmt.Errorf("make the request: %w", err)
 	}
 	req.Header.Set("Accept", "application/json")
 	if rq.in != nil {
@@ -180,16 +204,15 @@ func (c *Client) send(ctx context.Context, rq request, read func(*http.Response)
 	if c.token != nil {
 		token, err := c.token(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
 	resp, err := c.httpFor(rq).Do(req)
 	if err != nil {
-		return unreachable(c.server, err)
+		return nil, unreachable(c.server, err)
 	}
-	defer resp.Body.Close()
-	return read(resp)
+	return resp, nil
 }
 
 // httpFor is the client for rq: what may take longer also has longer until the answer

@@ -32,12 +32,7 @@ type GroupFilter struct {
 }
 
 func (f GroupFilter) query() url.Values {
-	q := url.Values{}
-	for key, value := range map[string]string{"q": f.Query, "cluster": f.Cluster, "owner": f.Owner, "member": f.Member} {
-		if value != "" {
-			q.Set(key, value)
-		}
-	}
+	q := parameters(map[string]string{"q": f.Query, "cluster": f.Cluster, "owner": f.Owner, "member": f.Member})
 	if len(f.Labels) > 0 {
 		q["label"] = f.Labels
 	}
@@ -51,8 +46,7 @@ func (f GroupFilter) query() url.Values {
 // wanted. An error is the last that it yields.
 func (c *Client) Groups(ctx context.Context, f GroupFilter) iter.Seq2[Group, error] {
 	return pages(f.query(), func(q url.Values) ([]Group, string, error) {
-		var list GroupList
-		err := c.do(ctx, http.MethodGet, "/api/v1/groups?"+q.Encode(), nil, &list)
+		list, err := answer[GroupList](ctx, c, http.MethodGet, "/api/v1/groups?"+q.Encode(), nil)
 		return list.Groups, list.Next, err
 	})
 }
@@ -60,16 +54,8 @@ func (c *Client) Groups(ctx context.Context, f GroupFilter) iter.Seq2[Group, err
 // Members yields the members of a group: of one kind unless kind is "", with query in
 // their name, id or reason.
 func (c *Client) Members(ctx context.Context, group, kind, query string) iter.Seq2[Member, error] {
-	q := url.Values{}
-	if kind != "" {
-		q.Set("kind", kind)
-	}
-	if query != "" {
-		q.Set("q", query)
-	}
-	return pages(q, func(q url.Values) ([]Member, string, error) {
-		var list MemberList
-		err := c.do(ctx, http.MethodGet, groupPath(group)+"/members?"+q.Encode(), nil, &list)
+	return pages(parameters(map[string]string{"kind": kind, "q": query}), func(q url.Values) ([]Member, string, error) {
+		list, err := answer[MemberList](ctx, c, http.MethodGet, groupPath(group)+"/members?"+q.Encode(), nil)
 		return list.Members, list.Next, err
 	})
 }
@@ -101,43 +87,32 @@ func pages[T any](q url.Values, get func(url.Values) ([]T, string, error)) iter.
 
 // Group returns one local group, without its members.
 func (c *Client) Group(ctx context.Context, name string) (Group, error) {
-	var g Group
-	err := c.do(ctx, http.MethodGet, groupPath(name), nil, &g)
-	return g, err
+	return answer[Group](ctx, c, http.MethodGet, groupPath(name), nil)
 }
 
 // Containing returns the names of the groups that a group is a member of.
 func (c *Client) Containing(ctx context.Context, name string) ([]string, error) {
-	var list GroupNames
-	err := c.do(ctx, http.MethodGet, groupPath(name)+"/containing", nil, &list)
+	list, err := answer[GroupNames](ctx, c, http.MethodGet, groupPath(name)+"/containing", nil)
 	return list.Groups, err
 }
 
 // Everyone returns who gets a group, nested, at most limit of them; with people also
 // who is in the directory groups on the way.
 func (c *Client) Everyone(ctx context.Context, name string, limit int, people bool) (Everyone, error) {
-	var all Everyone
 	q := url.Values{"limit": {strconv.Itoa(limit)}, "people": {strconv.FormatBool(people)}}
-	rq := request{method: http.MethodGet, path: groupPath(name) + "/everyone?" + q.Encode()}
-	err := c.send(ctx, rq, func(resp *http.Response) error { return decodeUpTo(maxAnswer, resp, &all) })
-	return all, err
+	return answerTo[Everyone](ctx, c, request{method: http.MethodGet, path: groupPath(name) + "/everyone?" + q.Encode(), most: maxAnswer})
 }
 
 // CreateGroup makes a local group without members.
 func (c *Client) CreateGroup(ctx context.Context, set Settings) (Group, error) {
-	var g Group
-	err := c.do(ctx, http.MethodPost, "/api/v1/groups", set, &g)
-	return g, err
+	return answer[Group](ctx, c, http.MethodPost, "/api/v1/groups", set)
 }
 
 // EditGroup applies a JSON merge patch (RFC 7396) to a group's settings: a field that is
 // null is cleared, one that is absent stays. Unless etag is "" the group has to be at that
 // version: otherwise the error is a *Problem with CodeMismatch.
 func (c *Client) EditGroup(ctx context.Context, name, etag string, patch map[string]any) (Group, error) {
-	var g Group
-	rq := request{method: http.MethodPatch, path: groupPath(name), in: patch, contentType: "application/merge-patch+json", ifMatch: etag}
-	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
-	return g, err
+	return answerTo[Group](ctx, c, request{method: http.MethodPatch, path: groupPath(name), in: patch, contentType: "application/merge-patch+json", ifMatch: etag})
 }
 
 // DeleteGroup deletes a local group with all its memberships. Unless contained is set, it
@@ -153,25 +128,18 @@ func (c *Client) DeleteGroup(ctx context.Context, name, etag string, contained b
 // AddMember adds m to a local group, or replaces its begin, end and reason, and returns
 // the group. etag is as in EditGroup.
 func (c *Client) AddMember(ctx context.Context, group, etag string, m AddMember) (Group, error) {
-	var g Group
-	rq := request{method: http.MethodPost, path: groupPath(group) + "/members", in: m, ifMatch: etag}
-	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
-	return g, err
+	return answerTo[Group](ctx, c, request{method: http.MethodPost, path: groupPath(group) + "/members", in: m, ifMatch: etag})
 }
 
 // RemoveMember takes a member, told by its kind and id, out of a local group, and returns
 // the group. etag is as in EditGroup.
 func (c *Client) RemoveMember(ctx context.Context, group, etag, kind, id string) (Group, error) {
-	var g Group
-	rq := request{method: http.MethodDelete, path: memberPath(group, kind, id), ifMatch: etag}
-	err := c.send(ctx, rq, func(resp *http.Response) error { return decode(resp, &g) })
-	return g, err
+	return answerTo[Group](ctx, c, request{method: http.MethodDelete, path: memberPath(group, kind, id), ifMatch: etag})
 }
 
 // Apply makes groups what files say; with dryRun it only tells what would change. Groups
 // with the labels of prune (key=value) that no file names are deleted.
 func (c *Client) Apply(ctx context.Context, files []File, dryRun bool, prune []string) (Applied, error) {
-	var done Applied
 	q := url.Values{"dryRun": {strconv.FormatBool(dryRun)}}
 	if len(prune) > 0 {
 		q["prune"] = prune
@@ -179,9 +147,7 @@ func (c *Client) Apply(ctx context.Context, files []File, dryRun bool, prune []s
 	if files == nil {
 		files = []File{}
 	}
-	rq := request{method: http.MethodPost, path: "/api/v1/apply?" + q.Encode(), in: Apply{files}, deadline: longWait}
-	err := c.send(ctx, rq, func(resp *http.Response) error { return decodeUpTo(maxAnswer, resp, &done) })
-	return done, err
+	return answerTo[Applied](ctx, c, request{method: http.MethodPost, path: "/api/v1/apply?" + q.Encode(), in: Apply{files}, deadline: longWait, most: maxAnswer})
 }
 
 // Export calls fn for each group that passes f, with its members, by name.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -91,19 +92,11 @@ func (c *Cache) dropSecret(l Login) {
 // within calls do and gives up after the time-out: a locked keyring waits for
 // somebody to unlock it. The call itself cannot be ended; it ends with the process.
 func (r ring) within(do func() (string, error)) (string, error) {
-	type result struct {
-		secret string
-		err    error
+	ctx, cancel := context.WithTimeout(context.Background(), r.timeout)
+	defer cancel()
+	s, answered, err := await(ctx, do)
+	if !answered {
+		err = fmt.Errorf("no answer within %s", r.timeout)
 	}
-	done := make(chan result, 1)
-	go func() {
-		s, err := do()
-		done <- result{s, err}
-	}()
-	select {
-	case got := <-done:
-		return got.secret, got.err
-	case <-time.After(r.timeout):
-		return "", fmt.Errorf("no answer within %s", r.timeout)
-	}
+	return s, err
 }

@@ -38,21 +38,16 @@ type Ended struct {
 // for "", everybody's for "*".
 func (c *Client) Sessions(ctx context.Context, person string) ([]Session, error) {
 	var all []Session
-	q := url.Values{"limit": {"1000"}}
-	if person != "" {
-		q.Set("person", person)
-	}
-	for {
-		var page SessionList
-		if err := c.do(ctx, http.MethodGet, "/api/v1/sessions?"+q.Encode(), nil, &page); err != nil {
+	for one, err := range pages(parameters(map[string]string{"person": person}), func(q url.Values) ([]Session, string, error) {
+		list, err := answer[SessionList](ctx, c, http.MethodGet, "/api/v1/sessions?"+q.Encode(), nil)
+		return list.Sessions, list.Next, err
+	}) {
+		if err != nil {
 			return nil, err
 		}
-		all = append(all, page.Sessions...)
-		if page.Next == "" {
-			return all, nil
-		}
-		q.Set("cursor", page.Next)
+		all = append(all, one)
 	}
+	return all, nil
 }
 
 // EndSession ends one session.
@@ -63,8 +58,7 @@ func (c *Client) EndSession(ctx context.Context, id string) error {
 // EndSessions ends every session of a person, named by username or sub; of the caller
 // all but the one that asks, for "".
 func (c *Client) EndSessions(ctx context.Context, person string) (int, error) {
-	var out Ended
-	err := c.do(ctx, http.MethodDelete, "/api/v1/sessions?"+url.Values{"person": {person}}.Encode(), nil, &out)
+	out, err := answer[Ended](ctx, c, http.MethodDelete, "/api/v1/sessions?"+url.Values{"person": {person}}.Encode(), nil)
 	return out.Ended, err
 }
 
@@ -84,8 +78,7 @@ type Key struct {
 
 // Keys lists the signing keys.
 func (c *Client) Keys(ctx context.Context) ([]Key, error) {
-	var list KeyList
-	err := c.do(ctx, http.MethodGet, "/api/v1/keys", nil, &list)
+	list, err := answer[KeyList](ctx, c, http.MethodGet, "/api/v1/keys", nil)
 	return list.Keys, err
 }
 
@@ -96,7 +89,6 @@ type RotateKeys struct {
 
 // RotateKeys begins a rotation, and returns the keys as they are then.
 func (c *Client) RotateKeys(ctx context.Context, emergency bool) ([]Key, error) {
-	var list KeyList
-	err := c.do(ctx, http.MethodPost, "/api/v1/keys/rotate", RotateKeys{emergency}, &list)
+	list, err := answer[KeyList](ctx, c, http.MethodPost, "/api/v1/keys/rotate", RotateKeys{emergency})
 	return list.Keys, err
 }

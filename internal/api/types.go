@@ -46,7 +46,6 @@ type Problem struct {
 
 // Codes of problems that programs tell apart.
 const (
-	CodeNotFound  = "not-found"
 	CodeExists    = "exists"
 	CodeMismatch  = "mismatch"  // If-Match names another version: 412
 	CodeContained = "contained" // other groups contain the group to delete: 409

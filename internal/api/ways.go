@@ -166,27 +166,33 @@ func untilChanged(fd int, before *term.State) {
 	}
 }
 
-// ask waits for read, but no longer than ctx. A read that nobody answers ends with
-// the process.
+// ask waits for read, but no longer than ctx.
 func ask[T any](ctx context.Context, read func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
+	value, answered, err := await(ctx, read)
+	switch {
+	case !answered:
+		err = tooLate(ctx, "nobody answered in time: run the command again")
+	case err != nil:
+		err = fmt.Errorf("read the answer: %w", err)
 	}
-	done := make(chan result, 1)
+	return value, err
+}
+
+// await waits for do, but no longer than ctx. One that does not answer ends with the
+// process.
+func await[T any](ctx context.Context, do func() (T, error)) (value T, answered bool, err error) {
+	done := make(chan struct{})
+	var v T
+	var failed error
 	go func() {
-		v, err := read()
-		done <- result{v, err}
+		defer close(done)
+		v, failed = do()
 	}()
 	select {
-	case r := <-done:
-		if r.err != nil {
-			r.err = fmt.Errorf("read the answer: %w", r.err)
-		}
-		return r.value, r.err
+	case <-done:
+		return v, true, failed
 	case <-ctx.Done():
-		var none T
-		return none, tooLate(ctx, "nobody answered in time: run the command again")
+		return value, false, nil
 	}
 }
 

@@ -146,20 +146,13 @@ func (f *Follower) load(ctx context.Context) error {
 // records yields page and those that follow it.
 func (f *Follower) records(ctx context.Context, page []Entry) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		for {
-			for _, e := range page {
-				if !yield(e, nil) {
-					return
-				}
-			}
-			if len(page) < MaxList {
+		for _, e := range page {
+			if !yield(e, nil) {
 				return
 			}
-			var err error
-			if page, _, err = f.store.List(ctx, f.prefix, page[len(page)-1].Key+"\x00", MaxList); err != nil {
-				yield(Entry{}, err)
-				return
-			}
+		}
+		if len(page) == MaxList {
+			All(ctx, f.store, f.prefix, page[len(page)-1].Key+"\x00", MaxList)(yield)
 		}
 	}
 }

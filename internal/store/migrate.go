@@ -96,21 +96,12 @@ func NotRestoring(ctx context.Context, st Store) error {
 // Empty says whether st holds nothing but what a store writes about itself: its
 // format and leases.
 func Empty(ctx context.Context, st Store) (bool, error) {
-	for from := ""; ; {
-		entries, _, err := st.List(ctx, "", from, 100)
-		if err != nil {
+	for e, err := range All(ctx, st, "", "", 100) {
+		if err != nil || e.Key != FormatKey && !strings.HasPrefix(e.Key, LeasePrefix) {
 			return false, err
 		}
-		for _, e := range entries {
-			if e.Key != FormatKey && !strings.HasPrefix(e.Key, LeasePrefix) {
-				return false, nil
-			}
-			from = e.Key + "\x00"
-		}
-		if len(entries) < 100 {
-			return true, nil
-		}
 	}
+	return true, nil
 }
 
 // readFormat returns what is written down; Format is 0 for an empty store.

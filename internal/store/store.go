@@ -7,6 +7,7 @@ package store
 import (
 	"context"
 	"errors"
+	"iter"
 	"time"
 )
 
@@ -114,4 +115,28 @@ type Store interface {
 	// Close ends all watches and waits for writes under way; what is called later
 	// answers ErrClosed. Closing again is no error.
 	Close() error
+}
+
+// All yields the entries whose keys begin with prefix and are not below from, in order
+// of their keys, as it reads them: page at a time, each page as of its own moment. An
+// error is the last that it yields.
+func All(ctx context.Context, st Store, prefix, from string, page int) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		for {
+			entries, _, err := st.List(ctx, prefix, from, page)
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			for _, e := range entries {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if len(entries) < page {
+				return
+			}
+			from = entries[len(entries)-1].Key + "\x00"
+		}
+	}
 }

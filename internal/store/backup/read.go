@@ -19,14 +19,23 @@ import (
 // Verify reads a whole backup. The error says what is wrong with it: ErrNotBackup,
 // ErrCutShort, ErrChanged, store.ErrNewer, or that of r.
 func Verify(r io.Reader) (Summary, error) {
+	sum, err := each(r, func(store.Entry) error { return nil })
+	if err != nil {
+		return Summary{}, fmt.Errorf("read the backup: %w", err)
+	}
+	return sum, nil
+}
+
+// each calls fn for every record of a backup.
+func each(r io.Reader, fn func(store.Entry) error) (Summary, error) {
 	in := newReader(r)
 	for {
-		_, more, err := in.next()
-		if err != nil {
-			return Summary{}, fmt.Errorf("read the backup: %w", err)
+		e, more, err := in.next()
+		if err != nil || !more {
+			return in.sum, err
 		}
-		if !more {
-			return in.sum, nil
+		if err := fn(e); err != nil {
+			return in.sum, err
 		}
 	}
 }

@@ -108,7 +108,10 @@ func (j *restore) copy(ctx context.Context) error {
 		ops, bytes = ops[:0], 0
 		return err
 	}
-	err := j.each(func(e store.Entry) error {
+	if _, err := j.file.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := each(j.file, func(e store.Entry) error {
 		if expired(e) {
 			j.expired++
 			return nil
@@ -187,23 +190,6 @@ func (j *restore) end(ctx context.Context) error {
 		return nil
 	}
 	return err
-}
-
-// each calls fn for every record of the file.
-func (j *restore) each(fn func(store.Entry) error) error {
-	if _, err := j.file.Seek(0, io.SeekStart); err != nil {
-		return err
-	}
-	in := newReader(j.file)
-	for {
-		e, more, err := in.next()
-		if err != nil || !more {
-			return err
-		}
-		if err := fn(e); err != nil {
-			return err
-		}
-	}
 }
 
 func expired(e store.Entry) bool { return !e.Expires.IsZero() && !time.Now().Before(e.Expires) }
