@@ -240,6 +240,10 @@ func (p *plan) planWant(t *target) {
 				p.mistake(t.file.Name, noMember(m.Name))
 				continue
 			}
+			if !p.mayNest(t, id) {
+				p.mistake(t.file.Name, notToNest(m.Name))
+				continue
+			}
 			m.ID = id
 		}
 		if m.Kind == KindDirectoryGroup {
@@ -252,6 +256,12 @@ func (p *plan) planWant(t *target) {
 		}
 		t.want[who] = m
 	}
+}
+
+// mayNest is what canNest asks of rights. What a file is about the actor may list.
+func (p *plan) mayNest(t *target, id string) bool {
+	g := p.s.index.group(id)
+	return p.byID[id] != nil || t.old != nil && p.s.index.has(t.old, Ref{Kind: KindGroup, ID: id}) || p.s.rights(p.a, id, g.Settings).Members
 }
 
 func noMember(name string) error { return invalid("there is no group %.80q to be a member", name) }
