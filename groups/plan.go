@@ -29,6 +29,7 @@ type plan struct {
 	byName  map[string]*target
 	byID    map[string]*target
 	pruned  map[string]*indexed // by id
+	labels  map[string]string   // of those to prune
 	nesting int64               // revision that it was decided on
 	steps   []step              // in the order of writing
 	wrong   []error
@@ -77,7 +78,7 @@ func (s *Service) plan(ctx context.Context, a Actor, files []File, o ApplyOption
 	if err := s.heard(ctx, e.Revision); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStale, err)
 	}
-	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, nesting: e.Revision}
+	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, labels: o.Prune, nesting: e.Revision}
 	if err := p.resolve(files, o); err != nil {
 		return nil, err
 	}
