@@ -75,13 +75,15 @@ func (n *names) Apply([]Event) {}
 func TestFollowerOfAStoreSetBack(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
-	st := &setBack{records: []Entry{{Key: "a/ended", Revision: 9}}, at: 10, watched: func() {}, ended: make(chan struct{})}
+	begun := make(chan struct{})
+	st := &setBack{records: []Entry{{Key: "a/ended", Revision: 9}}, at: 10, watched: func() { close(begun) }, ended: make(chan struct{})}
 	var target names
 	f, err := Follow(t.Context(), st, "a/", &target, log)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	<-begun
 	st.mu.Lock()
 	st.records, st.at = nil, 3
 	tries := 0
