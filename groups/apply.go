@@ -46,12 +46,28 @@ func (p *plan) run(ctx context.Context) ([]Applied, error) {
 		steps = steps[n:]
 	}
 	for _, st := range steps {
-		if err := p.s.Delete(ctx, p.a, st.applied.Group, 0, true); err != nil && !errors.Is(err, ErrNotFound) {
+		if err := p.s.delete(ctx, p.a, st.applied.Group, 0, true, p.mayPrune); err != nil && !errors.Is(err, ErrNotFound) {
 			return done, p.partly(done, err)
 		}
 		done = append(done, st.applied)
 	}
 	return done, nil
+}
+
+// mayPrune decides once more, on the group as the store holds it now: it is one that was
+// planned, has the labels still, and no group that stays contains it.
+func (p *plan) mayPrune(now *current) error {
+	g := p.pruned[now.id()]
+	if g == nil || !matchesAll(now.record.Labels, p.labels) {
+		return fmt.Errorf("group %q: %w: apply the files again", now.record.Name, ErrConflict)
+	}
+	x := p.s.index
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if in := x.containing(g.id, func(in *indexed) bool { return p.pruned[in.id] == nil }); len(in) > 0 {
+		return &ContainedError{g.Name, in}
+	}
+	return nil
 }
 
 // writeAll writes the steps of one phase, several groups at once, so that they share

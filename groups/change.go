@@ -303,8 +303,14 @@ func (s *Service) planNest(ctx context.Context, a Actor, now *current, m Member,
 	return w, s.canNest(a, &m.Ref, now.id())
 }
 
+// notToNest: who owns a group sees who gets it, and so the members of all that is in it.
+func notToNest(name string) error {
+	return invalid("group %q can be made a member by its owners and administrators, who see its members", name)
+}
+
 // canNest decides whether a local group can become a member of another: a must see
-// it, and there is no cycle and no end of nesting. It completes m.
+// its members, unless it is one already, and there is no cycle and no end of nesting.
+// It completes m.
 func (s *Service) canNest(a Actor, m *Ref, in string) error {
 	x := s.index
 	x.mu.RLock()
@@ -315,6 +321,9 @@ func (s *Service) canNest(a Actor, m *Ref, in string) error {
 	}
 	m.ID, m.Name = g.id, g.Name
 	below, above := x.ids[subject(KindGroup, g.id)], x.ids[subject(KindGroup, in)]
+	if !slices.Contains(x.containers(below), above) && !s.rights(a, g.id, g.Settings).Members {
+		return notToNest(g.Name)
+	}
 	if x.above(above)[below] {
 		return invalid("group %q cannot be a member: it contains this group, or is it", g.Name)
 	}

@@ -17,6 +17,11 @@ import (
 // *ContainedError, *MismatchError, ErrConflict; ErrUnknown also when only a part is
 // gone.
 func (s *Service) Delete(ctx context.Context, a Actor, name string, revision int64, contained bool) error {
+	return s.delete(ctx, a, name, revision, contained, func(*current) error { return nil })
+}
+
+// delete is Delete where may, which is asked with the mark, has nothing against it.
+func (s *Service) delete(ctx context.Context, a Actor, name string, revision int64, contained bool, may func(*current) error) error {
 	e := audit.Event{Act: "group.delete", On: name}
 	g, err := s.findToDelete(a, name)
 	if err == nil {
@@ -25,7 +30,7 @@ func (s *Service) Delete(ctx context.Context, a Actor, name string, revision int
 		e.Detail = map[string]string{"id": g.id, "in": strings.Join(in, ", ")}
 	}
 	return s.act(ctx, a, e, err, func(*audit.Event) (int64, error) {
-		if err := s.mark(ctx, a, g, name, revision, contained); err != nil {
+		if err := s.mark(ctx, a, g, name, revision, contained, may); err != nil {
 			return 0, err
 		}
 		revision, err := s.dismantle(ctx, g.id)
@@ -74,7 +79,7 @@ func (s *Service) contained(g *indexed, name string, ok bool) ([]string, error) 
 var errMarked = errors.New("marked already")
 
 // mark makes a group count no more. Nobody can add to it, or it to another, after.
-func (s *Service) mark(ctx context.Context, a Actor, g *indexed, name string, revision int64, contained bool) error {
+func (s *Service) mark(ctx context.Context, a Actor, g *indexed, name string, revision int64, contained bool, may func(*current) error) error {
 	if g.damaged {
 		return s.overwrite(ctx, a, g, name)
 	}
@@ -96,6 +101,9 @@ func (s *Service) mark(ctx context.Context, a Actor, g *indexed, name string, re
 			return write{}, err
 		}
 		if _, err := s.contained(g, name, contained); err != nil {
+			return write{}, err
+		}
+		if err := may(now); err != nil {
 			return write{}, err
 		}
 		rec := now.record

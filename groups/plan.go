@@ -29,6 +29,7 @@ type plan struct {
 	byName  map[string]*target
 	byID    map[string]*target
 	pruned  map[string]*indexed // by id
+	labels  map[string]string   // of those to prune
 	nesting int64               // revision that it was decided on
 	steps   []step              // in the order of writing
 	wrong   []error
@@ -77,7 +78,7 @@ func (s *Service) plan(ctx context.Context, a Actor, files []File, o ApplyOption
 	if err := s.heard(ctx, e.Revision); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrStale, err)
 	}
-	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, nesting: e.Revision}
+	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, labels: o.Prune, nesting: e.Revision}
 	if err := p.resolve(files, o); err != nil {
 		return nil, err
 	}
@@ -240,6 +241,10 @@ func (p *plan) planWant(t *target) {
 				p.mistake(t.file.Name, noMember(m.Name))
 				continue
 			}
+			if !p.mayNest(t, id) {
+				p.mistake(t.file.Name, notToNest(m.Name))
+				continue
+			}
 			m.ID = id
 		}
 		if m.Kind == KindDirectoryGroup {
@@ -252,6 +257,12 @@ func (p *plan) planWant(t *target) {
 		}
 		t.want[who] = m
 	}
+}
+
+// mayNest is what canNest asks of rights. What a file is about the actor may list.
+func (p *plan) mayNest(t *target, id string) bool {
+	g := p.s.index.group(id)
+	return p.byID[id] != nil || t.old != nil && p.s.index.has(t.old, Ref{Kind: KindGroup, ID: id}) || p.s.rights(p.a, id, g.Settings).Members
 }
 
 func noMember(name string) error { return invalid("there is no group %.80q to be a member", name) }

@@ -15,6 +15,7 @@ import (
 	"iter"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,7 @@ type Keys struct {
 	log   logrus.FieldLogger
 	now   func() time.Time
 
+	rewriting  sync.Mutex // what was read first is put to use first
 	mu         sync.RWMutex
 	keys       map[string][]signingKey // by algorithm, oldest first
 	generation atomic.Uint64           // grows with every change of keys
@@ -163,6 +165,8 @@ func (k *Keys) refresh(ctx context.Context, alg string) error {
 // rewrite makes the ring of alg what change returns, and puts it to use. Nodes that
 // race meet in ErrConflict, and the later one changes what the other has written.
 func (k *Keys) rewrite(ctx context.Context, alg string, change func([]signingKey) ([]signingKey, bool, error)) error {
+	k.rewriting.Lock()
+	defer k.rewriting.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	key := keysPrefix + alg
@@ -374,6 +378,31 @@ func (k *Keys) Rotate(ctx context.Context, emergency bool) error {
 		if err != nil {
 			return err
 		}
+	}
+	if emergency {
+		return k.dropUnused(ctx)
+	}
+	return nil
+}
+
+// dropUnused deletes the keys of algorithms that are not in use: they would sign again
+// when their algorithm is.
+func (k *Keys) dropUnused(ctx context.Context) error {
+	rings, _, err := k.store.List(ctx, keysPrefix, "", store.MaxOps)
+	if err != nil {
+		return fmt.Errorf("list signing keys: %w", err)
+	}
+	var ops []store.Op
+	for _, e := range rings {
+		if !slices.Contains(k.cfg.Algorithms, strings.TrimPrefix(e.Key, keysPrefix)) {
+			ops = append(ops, store.Op{Key: e.Key, Delete: true})
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	if _, err := k.store.Txn(ctx, nil, ops); err != nil {
+		return fmt.Errorf("delete signing keys that are not in use: %w", err)
 	}
 	return nil
 }

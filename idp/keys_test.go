@@ -1,6 +1,7 @@
 package idp
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/hmac"
 	"crypto/rand"
@@ -9,10 +10,12 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -504,6 +507,72 @@ func TestKeysEmergency(t *testing.T) {
 			t.Error("a token of the removed key is good")
 		}
 	}
+}
+
+// TestKeysEmergencyOfOtherAlgorithms: a ring that the configuration does not use now
+// would come back, stolen keys first, when it does again.
+func TestKeysEmergencyOfOtherAlgorithms(t *testing.T) {
+	c := &clock{at: time.Now()}
+	st := openDisk(t, t.TempDir(), c)
+	was := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256", "RS256"}})
+	stolen, err := was.Sign("RS256", []byte(`{}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	was.Close()
+	if err := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256"}}).Rotate(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256", "RS256"}}).Verify(stolen); err == nil {
+		t.Error("a token of a key from before the emergency is good")
+	}
+}
+
+// TestKeysEmergencyMeetsRefresh: a refresh that has read the old keys does not put them
+// back to use after the emergency took them away.
+func TestKeysEmergencyMeetsRefresh(t *testing.T) {
+	c := &clock{at: time.Now()}
+	st := &slowGet{Store: openDisk(t, t.TempDir(), c), read: make(chan struct{}), goOn: make(chan struct{})}
+	k := ring(t, st, c, KeyConfig{})
+	old, err := k.Sign("ES256", []byte(`{}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.Close() // of what refreshes, none but the one below is left
+	st.armed.Store(true)
+	refreshed, rotated := make(chan error, 1), make(chan error, 1)
+	go func() { refreshed <- k.refresh(t.Context(), "ES256") }()
+	<-st.read
+	go func() { rotated <- k.Rotate(t.Context(), true) }()
+	select {
+	case err = <-rotated: // ahead of the refresh, which has read what was before
+		close(st.goOn)
+	case <-time.After(500 * time.Millisecond): // it waits its turn
+		close(st.goOn)
+		err = <-rotated
+	}
+	if err := errors.Join(err, <-refreshed); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := k.Verify(old); err == nil {
+		t.Error("a token of the removed key is good")
+	}
+}
+
+// slowGet answers the first Get after it was armed when it may go on.
+type slowGet struct {
+	store.Store
+	armed      atomic.Bool
+	read, goOn chan struct{}
+}
+
+func (s *slowGet) Get(ctx context.Context, key string) (store.Entry, error) {
+	e, err := s.Store.Get(ctx, key)
+	if s.armed.CompareAndSwap(true, false) {
+		close(s.read)
+		<-s.goOn
+	}
+	return e, err
 }
 
 // TestKeysRotateEarly publishes the next key now and signs with it when API servers

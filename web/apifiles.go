@@ -1,11 +1,14 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,6 +51,13 @@ func long(w http.ResponseWriter) {
 
 // apply lets one request at a time have its files in memory.
 func (a *apiServer) apply(w http.ResponseWriter, r *http.Request, c caller) error {
+	if !c.me.Admin { // who is slow to send keeps no administrator waiting
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJSON))
+		if err != nil {
+			return err
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
 	ctx, cancel := context.WithTimeout(r.Context(), applyWait)
 	defer cancel()
 	select {
@@ -58,8 +68,6 @@ func (a *apiServer) apply(w http.ResponseWriter, r *http.Request, c caller) erro
 	}
 	if c.me.Admin {
 		long(w)
-	} else {
-		r.Body = http.MaxBytesReader(w, r.Body, maxJSON)
 	}
 	status, body, err := a.applyFiles(r, c)
 	if err == nil {
@@ -117,8 +125,10 @@ func wireApplied(changes []groups.Applied, dryRun bool) api.Applied {
 	return out
 }
 
-// files resolves the people whom files name by login. Subs are taken as they are: files
-// hold them by the ten thousand, and people who left the directory among them.
+// files resolves the people whom files name by login. Administrators' subs are taken as
+// they are: files hold them by the ten thousand, and people who left the directory among
+// them. Owners' are those of members that are there already, or of people who can be
+// found: what others read next to a sub is its name.
 func (a *apiServer) files(ctx context.Context, c caller, in []api.File) ([]groups.File, error) {
 	look := lookup{a: a, c: c, found: map[string]groups.Ref{}}
 	out := make([]groups.File, 0, len(in))
@@ -172,7 +182,7 @@ func (l *lookup) ref(ctx context.Context, group string, w api.Who) (groups.Ref, 
 }
 
 func (l *lookup) person(ctx context.Context, group string, w api.Who) (groups.Ref, error) {
-	if l.a.isSub(w.Person) {
+	if l.a.isSub(w.Person) && l.trusted(ctx, group, w.Person) {
 		return groups.Ref{Kind: groups.KindPerson, ID: w.Person, Name: w.Name}, nil
 	}
 	key := strings.ToLower(w.Person)
@@ -183,7 +193,7 @@ func (l *lookup) person(ctx context.Context, group string, w api.Who) (groups.Re
 	case !l.c.me.Admin && !l.a.groups.RightsOn(l.c.actor, group).Members:
 		return groups.Ref{}, fmt.Errorf("change group %q: %w", group, groups.ErrForbidden)
 	case len(l.found) >= maxLookups:
-		return groups.Ref{}, &fault{Status: 422, Title: "Too many people are named by login", Code: "invalid", Detail: fmt.Sprintf("At most %d are looked up at once. Name the others by their sub.", maxLookups)}
+		return groups.Ref{}, &fault{Status: 422, Title: "Too many people have to be looked up", Code: "invalid", Detail: fmt.Sprintf("At most %d are looked up at once. Administrators can name the others by their sub.", maxLookups)}
 	}
 	p, err := l.a.idp.FindPerson(ctx, w.Person)
 	if err != nil {
@@ -196,6 +206,20 @@ func (l *lookup) person(ctx context.Context, group string, w api.Who) (groups.Re
 	ref := groups.Ref{Kind: groups.KindPerson, ID: p.Sub(), Name: p.Username}
 	l.found[key] = ref
 	return ref, nil
+}
+
+// trusted reports whether a person is taken without a look-up. Whoever may not change the
+// group is refused later.
+func (l *lookup) trusted(ctx context.Context, group, sub string) bool {
+	if l.c.me.Admin || !l.a.groups.RightsOn(l.c.actor, group).Members {
+		return true
+	}
+	g, err := l.a.groups.Get(ctx, l.c.actor, group)
+	if err == nil && slices.ContainsFunc(g.Owners, func(o groups.Ref) bool { return o.Kind == groups.KindPerson && o.ID == sub }) {
+		return true
+	}
+	_, err = l.a.groups.Member(ctx, l.c.actor, group, groups.KindPerson, sub)
+	return err == nil
 }
 
 // export writes one group a line as it reads them. After the first line an error can

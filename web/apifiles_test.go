@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/api"
 )
@@ -206,4 +208,58 @@ func FuzzFilter(f *testing.F) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestApplySlowSender: somebody without rights who sends a body slowly keeps no
+// administrator from applying files.
+func TestApplySlowSender(t *testing.T) {
+	h, _, admin := apiHouse(t)
+	slow := h.as("bob")
+	u, err := url.Parse(h.URL)
+	must(t, err)
+	body := &slowBody{reading: make(chan struct{}), gone: make(chan struct{})}
+	req := httptest.NewRequestWithContext(t.Context(), "POST", h.URL+"/api/v1/apply", body)
+	req.Header.Set("Content-Type", asJSON)
+	for _, c := range slow.Jar.Cookies(u) {
+		req.AddCookie(c)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		h.site.ServeHTTP(httptest.NewRecorder(), req)
+	}()
+	<-body.reading
+	want(t, admin.do("POST", "/api/v1/apply?dryRun=true", asJSON, `{"groups":[]}`), 200)
+	close(body.gone)
+	<-done
+}
+
+// slowBody sends nothing until its sender is gone.
+type slowBody struct{ reading, gone chan struct{} }
+
+func (b *slowBody) Read([]byte) (int, error) {
+	close(b.reading)
+	<-b.gone
+	return 0, io.ErrUnexpectedEOF
+}
+
+// TestApplyNamesAreTheDirectorys: an owner cannot show one person under another's name.
+func TestApplyNamesAreTheDirectorys(t *testing.T) {
+	h, spec, admin := apiHouse(t)
+	id := strings.TrimPrefix(aSub, "corp.")
+	h.corp.all[id] = directory.Person{Directory: "corp", ID: id, DN: "uid=mallory", Username: "mallory", Name: "Mallory", State: directory.Active}
+	const gone = "corp.0191d9e0-93aa-7bbb-8ccc-000000000000"
+	want(t, admin.do("POST", "/api/v1/groups", asJSON, `{"name":"platform","owners":[{"kind":"person","name":"alice"}]}`), 201)
+	owner := spec.check(h.as("alice"))
+	file := func(who string) string {
+		return `{"groups":[{"name":"platform","owners":[{"person":"corp.id-alice"}],"members":[` + who + `]}]}`
+	}
+	want(t, owner.do("POST", "/api/v1/apply", asJSON, file(`{"person":"`+gone+`","name":"dora"}`)), 422, "Nobody")
+	want(t, owner.do("POST", "/api/v1/apply", asJSON, file(`{"person":"`+aSub+`","name":"dora"}`)), 200, "mallory")
+	if got := admin.get("/api/v1/groups/platform/members").body; !strings.Contains(got, "mallory") || strings.Contains(got, "dora") {
+		t.Errorf("members: %s", got)
+	}
+	// Somebody who left the directory stays, as administrators named them.
+	want(t, admin.do("POST", "/api/v1/apply", asJSON, file(`{"person":"`+gone+`","name":"former"}`)), 200)
+	want(t, owner.do("POST", "/api/v1/apply", asJSON, file(`{"person":"`+gone+`","name":"former"}`)), 200, `"changes":[]`)
 }

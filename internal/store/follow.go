@@ -18,6 +18,9 @@ const StaleAfter = 5 * time.Second
 // loadIn is how long reading all records anew may take.
 const loadIn = 30 * time.Second
 
+// errSetBack: the store is at an older revision than before.
+var errSetBack = errors.New("the store was set back")
+
 // Target is a copy in memory of the records under a prefix, in a form of its own. One
 // goroutine at a time calls it.
 type Target interface {
@@ -95,13 +98,18 @@ func (f *Follower) Reached(ctx context.Context, revision int64) error {
 
 // run follows the store; where the watch breaks it loads anew, a little later each
 // time. Where loading fails it follows from where it was, never from further back:
-// that would bring back what has been removed.
+// that would bring back what has been removed. Of a store that was set back nothing is
+// followed until it has been loaded: what was read is of another past.
 func (f *Follower) run(ctx context.Context) {
 	defer close(f.done)
 	const shortest, longest = 50 * time.Millisecond, 2 * time.Second
+	var err error
+	lost := false // the store was set back, and not loaded since
 	for pause := shortest; ; pause = min(2*pause, longest) {
 		began := time.Now()
-		err := f.follow(ctx)
+		if !lost {
+			err = f.follow(ctx)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -114,9 +122,10 @@ func (f *Follower) run(ctx context.Context) {
 			return
 		case <-time.After(pause):
 		}
-		if err := f.load(ctx); err != nil && ctx.Err() == nil {
+		if err = f.load(ctx); err != nil && ctx.Err() == nil {
 			f.log.WithError(err).Errorf("%s: loading failed, trying again", f.prefix)
 		}
+		lost = err != nil && (lost || errors.Is(err, errSetBack))
 	}
 }
 
@@ -134,7 +143,7 @@ func (f *Follower) load(ctx context.Context) error {
 	at := f.revision
 	f.mu.Unlock()
 	if first < at {
-		return fmt.Errorf("the store is at revision %d, but was at %d before: restart tabard if it was restored", first, at)
+		return fmt.Errorf("%w: it is at revision %d, and was at %d before: restart tabard if it was restored", errSetBack, first, at)
 	}
 	if err := f.target.Replace(f.records(ctx, page)); err != nil {
 		return fmt.Errorf("load %s: %w", f.prefix, err)
