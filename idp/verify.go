@@ -57,6 +57,7 @@ type idClaims struct {
 	ID              string   `json:"jti"`
 	Expires         int64    `json:"exp"`
 	NotBefore       int64    `json:"nbf"`
+	IssuedAt        int64    `json:"iat"`
 }
 
 // maxToken bounds what is parsed; no id_token of ours is larger.
