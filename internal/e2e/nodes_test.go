@@ -191,6 +191,9 @@ func testTwoAdmins(t *testing.T, a, b *server, carol string) {
 		})
 	}
 	editing.Wait()
+	if t.Failed() { // in a goroutine that is gone
+		t.FailNow()
+	}
 	won, lost := got[0], got[1]
 	winner := 0
 	if won.status != http.StatusOK {

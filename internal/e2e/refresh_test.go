@@ -116,6 +116,9 @@ func (s *server) signInCrowd(n, people int) []*held {
 		})
 	}
 	workers.Wait()
+	if s.t.Failed() { // in a goroutine that is gone
+		s.t.FailNow()
+	}
 	return all
 }
 

@@ -90,7 +90,9 @@ func newWorkload(s *server, k *testenv.KubeAPIServer) *workload {
 		if name == "alice" {
 			one.want = http.StatusOK
 		}
-		w.kids[kid(s.t, one.tk.IDToken)]++
+		if err := w.count(one.tk.IDToken); err != nil {
+			s.t.Fatal(err)
+		}
 		w.people = append(w.people, one)
 	}
 	return w
@@ -139,10 +141,16 @@ func (w *workload) refresh(client *http.Client, one *worker) error {
 		return fmt.Errorf("refresh: %d %s, %w", tk.status, tk.Error, err)
 	}
 	one.tk = tk
+	return w.count(tk.IDToken)
+}
+
+// count notes which key signed a token.
+func (w *workload) count(token string) error {
+	k, err := kid(token)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.kids[kid(w.s.t, tk.IDToken)]++
-	return nil
+	w.kids[k]++
+	return err
 }
 
 // ask lists pods and returns the API server's status.
