@@ -68,8 +68,13 @@ func startNodes(t *testing.T) (a, b *server) {
 	trail := filepath.Join(a.dir, "audit")
 	a.reconfigure(boltStore, etcdStore(t, a), "audit: {dir: audit}", "audit: {dir: "+trail+", node: a}")
 	b = a.twin("node: a", "node: b")
-	a.start()
-	b.start()
+	var starting sync.WaitGroup // both make what a new store lacks
+	starting.Go(a.start)
+	starting.Go(b.start)
+	starting.Wait()
+	if t.Failed() { // in a goroutine that is gone
+		t.FailNow()
+	}
 	t.Cleanup(func() {
 		for _, node := range []string{"a", "b"} {
 			for _, found := range secretsIn(t, filepath.Join(trail, node), slapd.BindPassword, "pw-etcd", "pw-alice", "pw-carol", "pw-dave") {
