@@ -32,6 +32,9 @@ type Client struct {
 	server string
 	http   *http.Client
 	token  func(context.Context) (string, error)
+	// renew gives another token in the place of one that the server has refused; nil:
+	// there is no other.
+	renew func(ctx context.Context, refused string) (string, error)
 }
 
 // NewClient returns a Client for the server at that URL. token gives the bearer
@@ -201,18 +204,43 @@ func (c *Client) open(ctx context.Context, rq request) (*http.Response, error) {
 	if rq.ifMatch != "" {
 		req.Header.Set("If-Match", rq.ifMatch)
 	}
+	token := ""
 	if c.token != nil {
-		token, err := c.token(ctx)
-		if err != nil {
+		if token, err = c.token(ctx); err != nil {
 			return nil, err
 		}
 		req.Header.Set("Authorization", "Bearer "+token)
 	}
-	resp, err := c.httpFor(rq).Do(req)
+	hc := c.httpFor(rq)
+	resp, err := hc.Do(req)
+	if err == nil && resp.StatusCode == http.StatusUnauthorized && c.renew != nil {
+		resp.Body.Close()
+		if req, err = c.again(req, token); err != nil {
+			return nil, err
+		}
+		resp, err = hc.Do(req)
+	}
 	if err != nil {
 		return nil, unreachable(c.server, err)
 	}
 	return resp, nil
+}
+
+// again is req with another token. The server can refuse one before its end, after an
+// emergency rotation of its keys, while the login is good. It has then done nothing.
+func (c *Client) again(req *http.Request, refused string) (*http.Request, error) {
+	token, err := c.renew(req.Context(), refused)
+	if err != nil {
+		return nil, err
+	}
+	req = req.Clone(req.Context())
+	req.Header.Set("Authorization", "Bearer "+token)
+	if req.GetBody != nil {
+		if req.Body, err = req.GetBody(); err != nil {
+			return nil, fmt.Errorf("make the request again: %w", err)
+		}
+	}
+	return req, nil
 }
 
 // httpFor is the client for rq: what may take longer also has longer until the answer

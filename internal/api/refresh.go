@@ -239,7 +239,25 @@ func (c *Cache) Client(a Account) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return NewClient(a.Server, hc, func(ctx context.Context) (string, error) { return c.Token(ctx, a) }), nil
+	client := NewClient(a.Server, hc, func(ctx context.Context) (string, error) { return c.Token(ctx, a) })
+	client.renew = func(ctx context.Context, refused string) (string, error) { return c.renew(ctx, a, refused) }
+	return client, nil
+}
+
+// renew is Token where the server has refused one, unless another process has renewed it.
+func (c *Cache) renew(ctx context.Context, a Account, refused string) (string, error) {
+	unlock, err := c.lock(ctx, a)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	ctx, cancel := context.WithTimeout(ctx, c.Wait)
+	defer cancel()
+	l, err := c.Load(a)
+	if err == nil && l.Token.Raw == refused {
+		l, err = c.refresh(ctx, l)
+	}
+	return l.Token.Raw, err
 }
 
 // Logout revokes the login of a and forgets it. What could not be revoked is

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"net/url"
@@ -54,6 +55,7 @@ type server struct {
 	dir    string // of its files
 	config string
 	issuer string
+	at     string // host:port that its clients dial; the issuer's when empty
 	caFile string
 	ca     *testenv.CA
 	slapd  *testenv.Slapd
@@ -166,6 +168,11 @@ func (s *server) tls() *tls.Config {
 // client is an HTTP client without cookies that follows no redirect.
 func (s *server) client() *http.Client {
 	transport := &http.Transport{TLSClientConfig: s.tls(), MaxIdleConnsPerHost: 64}
+	if s.at != "" {
+		transport.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, s.at)
+		}
+	}
 	s.t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{
 		Transport: transport, Timeout: 30 * time.Second,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Records that are about the store itself.
@@ -41,9 +42,29 @@ type format struct {
 // Migrate brings the records of st to the format that steps lead to, the first step
 // from format 1 to 2 and so on. Before the first step keep makes a copy; when a step
 // was cut off, the next call goes on from there and does not copy again. An empty
-// store gets the newest format at once. The errors are ErrNewer when st has, or is on
-// its way to, a format that steps do not reach, and ErrRestoring.
+// store gets the newest format at once. Nodes that start together may all call it. The
+// errors are ErrNewer when st has, or is on its way to, a format that steps do not reach,
+// and ErrRestoring.
 func Migrate(ctx context.Context, st Store, steps []Migration, keep func(context.Context) error) error {
+	for try := 1; ; try++ {
+		err := migrate(ctx, st, steps, keep)
+		if !errors.Is(err, ErrConflict) || try == migrateTries {
+			return err
+		}
+		select { // another node was first; what is left to do is looked at anew
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(migratePause):
+		}
+	}
+}
+
+const (
+	migrateTries = 50
+	migratePause = 50 * time.Millisecond
+)
+
+func migrate(ctx context.Context, st Store, steps []Migration, keep func(context.Context) error) error {
 	if err := NotRestoring(ctx, st); err != nil {
 		return err
 	}
@@ -108,11 +129,15 @@ func Empty(ctx context.Context, st Store) (bool, error) {
 func readFormat(ctx context.Context, st Store) (format, error) {
 	e, err := st.Get(ctx, FormatKey)
 	if errors.Is(err, ErrNotFound) {
-		empty, err := Empty(ctx, st)
-		if err != nil || empty {
-			return format{}, err
+		empty, emptyErr := Empty(ctx, st)
+		if emptyErr != nil || empty {
+			return format{}, emptyErr
 		}
-		return format{Format: 1}, nil
+		// A node that found the store empty too may have written these records, after it
+		// wrote down their format.
+		if e, err = st.Get(ctx, FormatKey); errors.Is(err, ErrNotFound) {
+			return format{Format: 1}, nil
+		}
 	}
 	if err != nil {
 		return format{}, err

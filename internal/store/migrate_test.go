@@ -147,6 +147,77 @@ func TestMigrateCutOff(t *testing.T) {
 	}
 }
 
+// TestMigrateTogether has a second node do everything just before each Txn of the first:
+// both go on, with an empty store as with one to change.
+func TestMigrateTogether(t *testing.T) {
+	steps := []store.Migration{rename("a/", "b/"), rename("b/", "c/")}
+	for _, records := range []int{0, 5} {
+		met := 0
+		for n := range 30 {
+			st := open(t)
+			var want []string
+			for i := range records {
+				put(t, st, fmt.Sprintf("a/%02d", i), "x")
+				want = append(want, fmt.Sprintf("c/%02d=x", i))
+			}
+			want = append(want, `store/format={"format":3}`)
+			k := &keeper{st: st, t: t}
+			left := n
+			st.Before(func([]string) error {
+				if left--; left == -1 {
+					met++
+					if err := store.Migrate(t.Context(), st, steps, k.keep); err != nil {
+						t.Errorf("%d records, before Txn %d: the second node: %v", records, n, err)
+					}
+				}
+				return nil
+			})
+			if err := store.Migrate(t.Context(), st, steps, k.keep); err != nil {
+				t.Fatalf("%d records, before Txn %d: %v", records, n, err)
+			}
+			if got := all(t, st); !slices.Equal(got, want) {
+				t.Fatalf("%d records, before Txn %d: %q", records, n, got)
+			}
+		}
+		if met == 0 {
+			t.Fatalf("%d records: the nodes never met", records)
+		}
+	}
+}
+
+// TestMigrateEmptyTogether has another node make the whole store, with records, between
+// the looks of this one: it is not an old store that wants a copy.
+func TestMigrateEmptyTogether(t *testing.T) {
+	st := &overtaken{Store: open(t)}
+	st.other = func() {
+		put(t, st.Store, store.FormatKey, `{"format":2}`)
+		put(t, st.Store, "a/1", "x")
+	}
+	k := &keeper{st: st.Store, t: t}
+	if err := store.Migrate(t.Context(), st, []store.Migration{rename("a/", "b/")}, k.keep); err != nil {
+		t.Fatal(err)
+	}
+	if got := all(t, st.Store); !slices.Equal(got, []string{"a/1=x", `store/format={"format":2}`}) || len(k.copies) > 0 {
+		t.Fatalf("%q, %d copies", got, len(k.copies))
+	}
+}
+
+// overtaken lets another node work after its first look at the format.
+type overtaken struct {
+	store.Store
+	other func()
+}
+
+func (o *overtaken) Get(ctx context.Context, key string) (store.Entry, error) {
+	e, err := o.Store.Get(ctx, key)
+	if key == store.FormatKey && o.other != nil {
+		other := o.other
+		o.other = nil
+		other()
+	}
+	return e, err
+}
+
 func TestMigrateRefuses(t *testing.T) {
 	full := errors.New("disk full")
 	for _, c := range []struct {
