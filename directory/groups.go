@@ -65,12 +65,15 @@ func (d *Directory) groups(ctx context.Context, s *schema, strategy Nested, p Pe
 
 // group makes a Group of an entry, and names the rule that hides it if one does.
 func (d *Directory) group(s *schema, e *ldap.Entry) (Group, string) {
-	g := Group{DN: e.DN, own: clean(e.GetEqualFoldAttributeValue(s.groups.Name))}
+	raw := e.GetEqualFoldAttributeValue(s.groups.Name)
+	g := Group{DN: e.DN, own: clean(raw)}
 	name := s.renamed(g.own)
 	g.Name = d.Prefix() + name
 	switch {
 	case g.own == "":
 		return g, "it has no " + s.groups.Name
+	case padded(raw):
+		return g, "its name begins or ends in white space"
 	case !printable(g.own) || !printable(name):
 		return g, "its name holds control characters"
 	case name == "":

@@ -13,6 +13,7 @@ import (
 
 	"github.com/go-ldap/ldap/v3"
 	"github.com/google/uuid"
+	"golang.org/x/text/unicode/norm"
 )
 
 const maxLogin = 256 // bytes
@@ -143,7 +144,13 @@ func (d *Directory) person(ctx context.Context, s *schema, filter, typed string)
 		return p, nil // that search looked for the username as well
 	}
 	// Whoever may write their own uid must not become someone else.
-	same, err := d.oneUser(ctx, s, "("+s.users.Username+"="+ldap.EscapeFilter(raw)+")", []string{"1.1"})
+	forms := equals(s.users.Username, raw) // which not every directory takes for one name
+	for _, form := range []string{norm.NFC.String(raw), norm.NFD.String(raw)} {
+		if form != raw {
+			forms += equals(s.users.Username, form)
+		}
+	}
+	same, err := d.oneUser(ctx, s, "(|"+forms+")", []string{"1.1"})
 	if err != nil {
 		return Person{}, fmt.Errorf("search for the username %q: %w", raw, err)
 	}
@@ -201,6 +208,9 @@ func (d *Directory) personFromEntry(s *schema, e *ldap.Entry, now time.Time) (p 
 // username makes a token's username from the directory's.
 func (d *Directory) username(s *schema, raw string) (string, error) {
 	name, suffix := clean(raw), s.users.UsernameSuffix
+	if padded(raw) {
+		return "", fmt.Errorf("%w: its %s begins or ends in white space", ErrUnusable, s.users.Username)
+	}
 	if name == "" || !printable(name) {
 		return "", fmt.Errorf("%w: its %s is empty or holds control characters", ErrUnusable, s.users.Username)
 	}

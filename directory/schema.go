@@ -173,6 +173,10 @@ func (s *schema) renamed(name string) string {
 // clean returns s in Unicode form NFC and without space around it.
 func clean(s string) string { return strings.TrimSpace(norm.NFC.String(s)) }
 
+// padded says whether s begins or ends in white space. To a directory such a name is
+// another one than that without it, which clean makes of it.
+func padded(s string) bool { return s != strings.TrimSpace(s) }
+
 // printable says whether s is UTF-8 without control characters, among them
 // those that turn the direction of the text around.
 func printable(s string) bool {
