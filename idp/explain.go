@@ -64,7 +64,7 @@ func (s *Service) ExplainTo(ctx context.Context, a groups.Actor, admin bool, log
 	e := audit.Event{Act: "explain", Who: a.Sub, Name: a.Name, Outcome: audit.Done}
 	if !own && !admin {
 		e.Outcome, e.Reason = audit.Denied, "only administrators may ask about others"
-		return Explanation{}, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("explain somebody else: %w", groups.ErrForbidden))
+		return Explanation{}, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("explain somebody else: %w", ErrAdministrators))
 	}
 	if own {
 		loginOrSub = a.Sub

@@ -47,6 +47,8 @@ var (
 	ErrSlowDown = errors.New("slow down")
 	// ErrDenied: the person said no.
 	ErrDenied = errors.New("denied")
+	// ErrAdministrators is groups.ErrForbidden where no owner of a group may either.
+	ErrAdministrators = fmt.Errorf("for administrators: %w", groups.ErrForbidden)
 	// ErrTooMany: too many tries of this account or from this address; later. Of a
 	// password it is a *TooManyError.
 	ErrTooMany = errors.New("too many attempts")

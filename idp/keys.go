@@ -410,7 +410,7 @@ func (k *Keys) dropUnused(ctx context.Context) error {
 // SigningKeys lists the signing keys to administrators. groups.ErrForbidden.
 func (s *Service) SigningKeys(admin bool) ([]KeyInfo, error) {
 	if !admin {
-		return nil, fmt.Errorf("list keys: %w", groups.ErrForbidden)
+		return nil, fmt.Errorf("list keys: %w", ErrAdministrators)
 	}
 	return s.Keys.List(), nil
 }
@@ -421,7 +421,7 @@ func (s *Service) RotateKeys(ctx context.Context, a groups.Actor, admin, emergen
 	e := audit.Event{Act: "keys.rotate", Who: a.Sub, Name: a.Name, Outcome: audit.Intended, Detail: map[string]string{"emergency": strconv.FormatBool(emergency)}}
 	if !admin {
 		e.Outcome, e.Reason = audit.Denied, "not an administrator"
-		return nil, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("rotate keys: %w", groups.ErrForbidden))
+		return nil, cmp.Or(s.record(ctx, e, nil), fmt.Errorf("rotate keys: %w", ErrAdministrators))
 	}
 	if err := s.record(ctx, e, nil); err != nil {
 		return nil, err

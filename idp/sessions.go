@@ -217,7 +217,7 @@ type SessionFilter struct {
 // groups.ErrStale where this node cannot tell just now.
 func (s *Service) ListSessions(a groups.Actor, admin bool, f SessionFilter) (page []SessionInfo, next string, err error) {
 	if !admin && f.Sub != a.Sub {
-		return nil, "", fmt.Errorf("list sessions of others: %w", groups.ErrForbidden)
+		return nil, "", fmt.Errorf("list sessions of others: %w", ErrAdministrators)
 	}
 	if s.Sessions.follower.Stale() {
 		return nil, "", groups.ErrStale
@@ -271,7 +271,7 @@ func (s *Service) EndSession(ctx context.Context, a groups.Actor, admin bool, si
 // how many there were. groups.ErrForbidden, groups.ErrStale.
 func (s *Service) EndSessions(ctx context.Context, a groups.Actor, admin bool, sub, keep string) (n int, err error) {
 	if sub == "" || !admin && sub != a.Sub {
-		return 0, fmt.Errorf("end sessions of others: %w", groups.ErrForbidden)
+		return 0, fmt.Errorf("end sessions of others: %w", ErrAdministrators)
 	}
 	if err := s.Sessions.catchUp(ctx, s.Store); err != nil {
 		return 0, err

@@ -80,7 +80,7 @@ func (b *Backups) serve(w http.ResponseWriter, r *http.Request, c caller) error 
 	e := audit.Event{Act: "store.backup", Who: c.actor.Sub, Name: c.actor.Name, Outcome: audit.Intended}
 	if !c.me.Admin {
 		e.Outcome, e.Reason = audit.Denied, groups.ErrForbidden.Error()
-		return cmp.Or(b.trail.Append(r.Context(), e), groups.ErrForbidden)
+		return cmp.Or(b.trail.Append(r.Context(), e), idp.ErrAdministrators)
 	}
 	if !b.busy.TryLock() {
 		return errBackupBusy

@@ -58,6 +58,7 @@ var faults = []struct {
 	{groups.ErrNotFound, fault{404, "No such group or member", "It was deleted or removed, or you may not see it, or the address has a mistake in it.", 0, "not-found"}},
 	{groups.ErrExists, fault{409, "That group exists already", "Choose another name, or use the group that is there.", 0, "exists"}},
 	{groups.ErrConflict, fault{409, "Someone else changed this meanwhile", "Nothing was done. Look at it again, then repeat what is still needed.", 0, "conflict"}},
+	{idp.ErrAdministrators, fault{403, "You may not do this", "Only administrators may. Ask one of them.", 0, "forbidden"}},
 	{groups.ErrForbidden, fault{403, "You may not do this", "Only administrators may; owners of a group may change its members and description. Ask one of them.", 0, "forbidden"}},
 	{groups.ErrInvalid, fault{422, "That cannot be saved", "", 0, "invalid"}},
 	{groups.ErrStale, fault{503, "Groups are not up to date here", "This server has lost touch with its store, so it decides nothing. Try again in a minute.", 10, "stale"}},

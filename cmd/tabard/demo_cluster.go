@@ -61,7 +61,11 @@ func (d *demoRun) startCluster(ctx context.Context) (*demoParts, error) {
 	if err != nil {
 		return c, err
 	}
-	for name, target := range map[string]string{"kubectl": paths["kubectl"], "kubectl-tabard": d.plugin} {
+	self, err := os.Executable()
+	if err != nil {
+		return c, fmt.Errorf("find tabard: %w", err)
+	}
+	for name, target := range map[string]string{"kubectl": paths["kubectl"], "kubectl-tabard": d.plugin, "tabard": self} {
 		if err := d.link(name, target); err != nil {
 			return c, err
 		}

@@ -103,8 +103,8 @@ func (f *groupsFlags) writeKeys(cmd *cobra.Command, keys []api.Key) error {
 // emergencyCost is what an emergency rotation does, said before it is done.
 const emergencyCost = `A new key signs at once, and every other one is gone:
 - every id_token given out until now is refused once an API server has seen the new keys;
-  kubectl-tabard, kubelogin and tabard itself get another when theirs expires, minutes later,
-  or when people sign in again; a token pasted elsewhere is dead;
+  kubectl-tabard and kubelogin get another when theirs expires, minutes later, tabard itself
+  at once; a token pasted elsewhere is dead;
 - people stay signed in: sessions and refresh tokens do not hang on these keys;
 - an API server trusts the removed keys until it meets a token of the new one: afterwards run
   ` + "`kubectl auth whoami`" + ` against each API server, each replica by its own address.

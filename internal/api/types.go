@@ -56,7 +56,7 @@ const (
 func (p *Problem) Error() string {
 	s := p.Title
 	if p.Detail != "" {
-		s = p.Detail
+		s += ": " + p.Detail
 	}
 	if p.RequestID != "" {
 		s += " (request " + p.RequestID + ")"

@@ -95,6 +95,14 @@ func TestDirectoryReadsIt(t *testing.T) {
 		var names []string
 		for _, g := range groups {
 			names = append(names, strings.TrimPrefix(g.Name, "corp:"))
+			in, err := dir.Members(t.Context(), g.Name, 0)
+			if err != nil || in.Unreadable > 0 || !slices.ContainsFunc(in.People, func(m directory.Member) bool { return m.Person.ID == found.ID }) {
+				t.Errorf("members of %s without %s: %+v, %v", g.Name, p.UID, in, err)
+			}
+		}
+		typed, err := dir.Search(t.Context(), p.UID, 0)
+		if err != nil || !slices.ContainsFunc(typed, func(q directory.Person) bool { return q.ID == found.ID }) {
+			t.Errorf("typed %s: %+v, %v", p.UID, typed, err)
 		}
 		if !slices.Equal(names, p.Groups) {
 			t.Errorf("groups of %s are %q, want %q", p.UID, names, p.Groups)

@@ -140,14 +140,14 @@ func newEntry(dn, password string, pairs ...string) *entry {
 	h := sha256.Sum256([]byte(dn))
 	h[6], h[8] = h[6]&0x0f|0x80, h[8]&0x3f|0x80 // version 8, RFC 9562
 	uuid := fmt.Sprintf("%x-%x-%x-%x-%x", h[0:4], h[4:6], h[6:8], h[8:10], h[10:16])
-	e.operational = []attribute{{"entryUUID", []string{uuid}}}
+	e.operational = []attribute{{"entryUUID", []string{uuid}}, {"entryDN", []string{dn}}} // RFC 5020
 	return e
 }
 
 // fold returns a form of a value that is equal for values that match: letter case
 // does not count, and in DNs neither does space around commas.
 func fold(attribute, value string) string {
-	if strings.EqualFold(attribute, "member") {
+	if strings.EqualFold(attribute, "member") || strings.EqualFold(attribute, "entryDN") {
 		return foldDN(value)
 	}
 	return strings.ToLower(value)
