@@ -191,7 +191,7 @@ func (p *plan) note(ctx context.Context, c chunk, outcome string, why error) err
 	events := make([]audit.Event, len(c.steps))
 	for i, st := range c.steps {
 		e := st.event
-		e.Outcome, e.Who, e.Name = outcome, p.a.by(), p.a.Name
+		e.Outcome, e.Who, e.Name, e.Detail = outcome, p.a.by(), p.a.Name, spread(e.Detail)
 		if why != nil {
 			e.Reason = why.Error()
 		}

@@ -2,6 +2,8 @@ package groups
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/tabard-id/tabard/internal/store/bolt"
@@ -72,5 +74,31 @@ func TestPruneWhatChanged(t *testing.T) {
 			}
 			h.sound()
 		})
+	}
+}
+
+// TestTrailNamesEveryOwner has more owners than one detail of the trail holds.
+func TestTrailNamesEveryOwner(t *testing.T) {
+	h := newHouse(t, bolt.Config{})
+	h.group("platform")
+	var owners []Ref
+	for i := range maxOwners {
+		owners = append(owners, Ref{Kind: KindPerson, ID: fmt.Sprintf("corp.%036d", i), Name: fmt.Sprintf("person-%02d-ä", i)})
+	}
+	_, err := h.Edit(t.Context(), admin, "platform", 0, Change{Owners: &owners})
+	must(t, err)
+	for _, e := range h.records() {
+		if e.Act != "group.edit" {
+			continue
+		}
+		all := e.Detail["owners"]
+		for n := 2; e.Detail[fmt.Sprintf("owners.%d", n)] != ""; n++ {
+			all += e.Detail[fmt.Sprintf("owners.%d", n)]
+		}
+		for _, o := range owners {
+			if !strings.Contains(all, o.ID+" ("+o.Name+")") {
+				t.Fatalf("%s does not name %s: %s", e.Outcome, o.Name, all)
+			}
+		}
 	}
 }

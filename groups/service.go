@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sirupsen/logrus"
 
@@ -148,11 +149,33 @@ func isRule(err error) bool {
 func (s *Service) note(ctx context.Context, a Actor, e audit.Event) error {
 	ctx, cancel := context.WithTimeout(ctx, noteIn)
 	defer cancel()
-	e.Who, e.Name = a.by(), a.Name
+	e.Who, e.Name, e.Detail = a.by(), a.Name, spread(e.Detail)
 	if err := s.trail.Append(ctx, e); err != nil {
 		return fmt.Errorf("audit %s: %w", e.Act, err)
 	}
 	return nil
+}
+
+// maxDetail is what the trail keeps of one detail, in bytes, with room for its mark.
+const maxDetail = 1000
+
+// spread puts what is too long for one detail, a list of owners or labels, into
+// several: owners, owners.2 and so on. The trail would cut it.
+func spread(detail map[string]string) map[string]string {
+	out := make(map[string]string, len(detail))
+	for k, v := range detail {
+		key := k
+		for n := 2; len(v) > maxDetail; n++ {
+			end := maxDetail
+			for !utf8.RuneStart(v[end]) {
+				end--
+			}
+			out[key], v = v[:end], v[end:]
+			key = fmt.Sprintf("%s.%d", k, n)
+		}
+		out[key] = v
+	}
+	return out
 }
 
 func (a Actor) by() string {
