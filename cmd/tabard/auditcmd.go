@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -71,9 +72,14 @@ func auditSearchCommand() *cobra.Command {
 			for name, value := range v {
 				q.Set(name, *value)
 			}
+			query, err := auditQuery(q)
+			if err != nil {
+				return err
+			}
+			query.Limit = limit
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			page, err := f.search(ctx, cmd, server, q, limit)
+			page, err := f.search(ctx, cmd, server, q, query)
 			if err != nil {
 				return err
 			}
@@ -95,8 +101,21 @@ func auditSearchCommand() *cobra.Command {
 	return cmd
 }
 
-// search asks the server, or reads the files.
-func (f *trailFlags) search(ctx context.Context, cmd *cobra.Command, server string, q url.Values, limit int) (api.AuditPage, error) {
+// auditQuery refuses values that no search could take, before anything is asked.
+func auditQuery(q url.Values) (audit.Query, error) {
+	outcomes := []string{audit.Intended, audit.Done, audit.Denied, audit.Failed}
+	query, err := web.AuditQuery(q, time.Now())
+	if err == nil && query.Outcome != "" && !slices.Contains(outcomes, strings.ToLower(query.Outcome)) {
+		err = fmt.Errorf("--outcome %s: use %s", query.Outcome, strings.Join(outcomes, ", "))
+	}
+	if err != nil {
+		return query, usageError{err}
+	}
+	return query, nil
+}
+
+// search asks the server for q, or reads the files for query, which is the same.
+func (f *trailFlags) search(ctx context.Context, cmd *cobra.Command, server string, q url.Values, query audit.Query) (api.AuditPage, error) {
 	dirs, _, err := f.folders()
 	if err != nil {
 		return api.AuditPage{}, err
@@ -106,13 +125,8 @@ func (f *trailFlags) search(ctx context.Context, cmd *cobra.Command, server stri
 		if err != nil {
 			return api.AuditPage{}, err
 		}
-		return searchServer(ctx, client, q, limit)
+		return searchServer(ctx, client, q, query.Limit)
 	}
-	query, err := web.AuditQuery(q, time.Now())
-	if err != nil {
-		return api.AuditPage{}, usageError{err}
-	}
-	query.Limit = limit
 	page := api.AuditPage{Events: []api.AuditEvent{}}
 	page.Next, err = audit.Search(ctx, dirs, query, func(e audit.Event) error {
 		page.Events = append(page.Events, web.AuditEvent(e))

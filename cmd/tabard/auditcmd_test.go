@@ -104,10 +104,19 @@ func TestAuditSearchFiles(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &page); err != nil || len(page.Events) != 1 || page.Events[0].Seq != 2 {
 		t.Fatalf("%s %v", stdout, err)
 	}
-	for _, wrong := range [][]string{{"--limit", "0"}, {"-o", "xml"}, {"--from", "x"}, {"x"}} {
-		if code, _, stderr := command(t, append([]string{"audit", "search", "--config", path}, wrong...)...); code != exitUsage {
-			t.Errorf("%q: exit %d %s", wrong, code, stderr)
+	for _, wrong := range [][]string{{"--limit", "0"}, {"-o", "xml"}, {"--from", "x"}, {"--to", "yesterday"}, {"--outcome", "nope"}, {"x"}} {
+		for _, where := range [][]string{{"--config", path}, {"--server", "https://127.0.0.1:1"}} {
+			code, _, stderr := command(t, append(append([]string{"audit", "search"}, where...), wrong...)...)
+			if code != exitUsage || !strings.HasSuffix(stderr, "\nSee `tabard audit search --help`.\n") {
+				t.Errorf("%q: exit %d %s", wrong, code, stderr)
+			}
 		}
+	}
+	if _, _, stderr := command(t, "audit", "search", "--config", path, "--outcome", "nope"); !strings.Contains(stderr, "--outcome nope: use intended, done, denied, failed") {
+		t.Error(stderr)
+	}
+	if code, stdout, stderr := command(t, "audit", "search", "--config", path, "--outcome", "DENIED"); code != exitDone || strings.Count(stdout, "\n") != 3 {
+		t.Errorf("%d %s%s", code, stdout, stderr)
 	}
 }
 

@@ -35,7 +35,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	root.SetIn(stdin)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	cmd, err := root.ExecuteContextC(ctx)
 	var wrongUse usageError
 	switch {
 	case err == nil:
@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		fmt.Fprintln(stderr, "tabard: interrupted")
 		return exitInterrupted
 	case errors.As(err, &wrongUse):
-		fmt.Fprintf(stderr, "tabard: %v\nSee `tabard --help`.\n", err)
+		fmt.Fprintf(stderr, "tabard: %v\nSee `%s --help`.\n", err, cmd.CommandPath())
 		return exitUsage
 	}
 	fmt.Fprintf(stderr, "tabard: %v\n", err)
@@ -96,7 +96,7 @@ func family(use, short string, sub ...*cobra.Command) *cobra.Command {
 		Use: use, Short: short,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return usageError{fmt.Errorf("%s: say what to do: see `%s --help`", cmd.CommandPath(), cmd.CommandPath())}
+			return usageError{fmt.Errorf("%s: say what to do", cmd.CommandPath())}
 		},
 	}
 	cmd.AddCommand(sub...)
