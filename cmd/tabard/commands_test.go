@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,47 @@ func TestTable(t *testing.T) {
 	}
 	if want := "NAME    N\nzoë[31m  1\na        12\n"; strings.Join(strings.Fields(b.String()), " ") != strings.Join(strings.Fields(want), " ") || strings.Contains(b.String(), "\x1b") || strings.Count(b.String(), "\n") != 3 {
 		t.Errorf("got %q", b.String())
+	}
+}
+
+// Beside the people of a directory group stands who else is in it, or why nobody is read.
+func TestEveryoneRows(t *testing.T) {
+	corp := func(id string) api.Ref { return api.Ref{Kind: api.KindDirectoryGroup, ID: id, Name: id} }
+	later := time.Now().Add(time.Hour)
+	path := func(ref api.Ref, begin *time.Time) []api.Path {
+		return []api.Path{{Steps: []api.Step{{Group: "platform", Member: api.Member{Ref: ref}}}, Begin: begin}}
+	}
+	rows := everyoneRows(api.Everyone{Everyone: []api.Reach{
+		{Ref: corp("corp:devs"), Paths: path(corp("corp:devs"), nil), People: []api.GroupPerson{{Person: api.Person{Username: "bob", Name: "Bob"}}}, PeopleCut: true, Unreadable: 2},
+		{Ref: corp("corp:one"), Paths: path(corp("corp:one"), &later), Unreadable: 1},
+		{Ref: corp("corp:gone"), Paths: path(corp("corp:gone"), nil), Problem: "Nobody was found"},
+	}})
+	want := [][]string{
+		{"WHO", "KIND", "HOW", "UNTIL"},
+		{"corp:devs", "directory group", "corp:devs → platform", "no end"},
+		{"  bob", "person", "in corp:devs", "Bob"},
+		{"  …", "directory group", "in corp:devs are more"},
+		{"  …", "directory group", "2 more members of corp:devs are no people that could sign in"},
+		{"corp:one", "directory group", "corp:one → platform", "from " + clock(later) + ", no end"},
+		{"  …", "directory group", "1 more member of corp:one is nobody that could sign in"},
+		{"corp:gone", "directory group", "corp:gone → platform", "no end"},
+		{"  …", "directory group", "who is in corp:gone could not be read: Nobody was found"},
+	}
+	if !slices.EqualFunc(rows, want, slices.Equal) {
+		t.Errorf("got  %q\nwant %q", rows, want)
+	}
+}
+
+// Wrong use points, once, to the help of the command that was used.
+func TestWrongUseHelp(t *testing.T) {
+	for _, tc := range []struct{ args, help string }{
+		{"nope", "tabard"}, {"groups", "tabard groups"}, {"groups nope", "tabard groups"}, {"groups add", "tabard groups add"},
+		{"groups add x --nope", "tabard groups add"}, {"groups everyone x --limit many", "tabard groups everyone"}, {"groups list -o xml", "tabard groups list"},
+	} {
+		code, _, stderr := command(t, strings.Fields(tc.args)...)
+		if code != exitUsage || !strings.HasSuffix(stderr, "\nSee `"+tc.help+" --help`.\n") || strings.Count(stderr, "--help") != 1 {
+			t.Errorf("%s: exit %d: %s", tc.args, code, stderr)
+		}
 	}
 }
 

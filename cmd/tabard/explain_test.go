@@ -61,12 +61,12 @@ Claim                sub                                                       c
 
 GROUP IN THE TOKEN   WHY                                                       UNTIL
 corp:all-devs        cn=devs,ou=groups,dc=example,dc=org > cn=all-devs,ou=groups,dc=example,dc=org with the directory
-platform             corp:devs → platform, added by operator at TIME           removed
-platform             alice → team → platform                                   removed
-                       alice in team, added by operator at TIME: joins           removed
-                       team in platform, added by operator at TIME               removed
+platform             corp:devs → platform, added by operator at TIME           no end
+platform             alice → team → platform                                   no end
+                       alice in team, added by operator at TIME: joins           no end
+                       team in platform, added by operator at TIME               no end
 platform             alice → platform, added by operator at TIME: on call      TIME
-team                 alice → team, added by operator at TIME: joins            removed
+team                 alice → team, added by operator at TIME: joins            no end
 
 LEFT OUT             RULE                                                      WHAT
 corp:devs            not in clusters[prod].groups.include                      cn=devs,ou=groups,dc=example,dc=org

@@ -49,7 +49,16 @@ func says(t *testing.T, text string, words ...string) {
 
 func TestGroupsCommands(t *testing.T) {
 	do := doing(t, groupsConfig(t))
+	if got := do(exitDone, "groups", "list"); strings.Contains(got, "MEMBERS") || !strings.Contains(got, "`tabard groups create NAME` makes one") {
+		t.Errorf("no groups: %s", got)
+	}
+	for _, args := range [][]string{{"show", "leads"}, {"edit", "leads", "--cluster", ""}, {"rename", "leads", "x"}, {"delete", "leads"}, {"add", "leads", "alice"}, {"add", "leads", "--local-group", "platform"}, {"remove", "leads", "alice"}, {"everyone", "leads"}} {
+		if got := do(exitFailed, append([]string{"groups"}, args...)...); !strings.HasPrefix(got, "tabard: there is no group leads, or you may not see it") {
+			t.Errorf("%q: %s", args, got)
+		}
+	}
 	says(t, do(exitDone, "groups", "create", "leads"), "group leads created")
+	says(t, do(exitFailed, "groups", "add", "leads", "--local-group", "platform"), "tabard: add platform: ")
 	do(exitDone, "groups", "create", "platform", "--description", "runs it", "--owner", "alice", "--owner", "group:leads", "--owner", "corp:devs", "--cluster", "prod", "--label", "team=a", "--requestable")
 	says(t, do(exitDone, "groups", "create", "plаtform"), `warning: "plаtform" looks like "platform"`)
 	do(exitDone, "groups", "delete", "plаtform", "--yes")
@@ -67,8 +76,13 @@ func TestGroupsCommands(t *testing.T) {
 	if got := do(exitDone, "groups", "list", "--mine"); strings.Contains(got, "leads") {
 		t.Errorf("the operator owns\n%s", got)
 	}
+	says(t, do(exitDone, "groups", "list", "-q", "nowhere"), "No group fits")
+	if got := do(exitDone, "groups", "show", "platform"); strings.Contains(got, "Requestable") || strings.Contains(got, `"`) {
+		t.Errorf("got\n%s", got)
+	}
+	says(t, do(exitDone, "groups", "show", "platform", "-o", "yaml"), "requestable: true")
 	says(t, do(exitDone, "groups", "show", "leads"), "Group leads", "Contained in platform", "Clusters all", "bob person at once", "on call")
-	says(t, do(exitDone, "groups", "show", "platform"), "Owners alice, leads, corp:devs", "Labels team=a", "Requestable yes", "corp:devs directory group 2999", "leads local group 2999", "by operator")
+	says(t, do(exitDone, "groups", "show", "platform"), "Owners alice, leads, corp:devs", "Labels team=a", "corp:devs directory group 2999", "leads local group 2999", "by operator")
 	var s shown
 	if err := json.Unmarshal([]byte(do(exitDone, "groups", "show", "leads", "-o", "json")), &s); err != nil || s.Name != "leads" || len(s.Members) != 1 || s.Members[0].End == nil || !slices.Equal(s.ContainedIn, []string{"platform"}) {
 		t.Errorf("%v, %+v", err, s)
@@ -79,7 +93,7 @@ func TestGroupsCommands(t *testing.T) {
 	do(exitUsage, "groups", "edit", "platform")
 	do(exitUsage, "groups", "edit", "platform", "--label", "team")
 	do(exitDone, "groups", "edit", "platform", "--description", "new", "--add-owner", "bob", "--remove-owner", "ALICE", "--remove-owner", "group:leads", "--cluster", "", "--label", "team-", "--label", "tier=1", "--requestable=false")
-	says(t, do(exitDone, "groups", "show", "platform"), "Description new", "Owners corp:devs, bob", "Clusters all", "Labels tier=1", "Requestable no")
+	says(t, do(exitDone, "groups", "show", "platform"), "Description new", "Owners corp:devs, bob", "Clusters all", "Labels tier=1")
 	says(t, do(exitFailed, "groups", "edit", "platform", "--remove-owner", "alice"), "alice is no owner of platform")
 	says(t, do(exitDone, "groups", "rename", "platform", "run"), "group platform is run now")
 	says(t, do(exitDone, "groups", "show", "run"), "Formerly platform (until")

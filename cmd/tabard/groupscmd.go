@@ -149,6 +149,10 @@ func (f *groupsFlags) list() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if len(all) == 0 && f.output == "table" {
+			fmt.Fprintln(cmd.ErrOrStderr(), noGroups(filter))
+			return nil
+		}
 		return write(cmd.OutOrStdout(), f.output, api.GroupList{Groups: all}, func() [][]string {
 			rows := [][]string{{"NAME", "MEMBERS", "CLUSTERS", "LABELS", "DESCRIPTION"}}
 			for _, g := range all {
@@ -159,6 +163,14 @@ func (f *groupsFlags) list() *cobra.Command {
 	})
 	filterFlags(cmd, &filter)
 	return cmd
+}
+
+// noGroups is said in place of an empty table.
+func noGroups(f api.GroupFilter) string {
+	if f.Query+f.Cluster+f.Owner+f.Member != "" || len(f.Labels) > 0 || f.Mine {
+		return "No group fits: `tabard groups list` alone shows all that you may see."
+	}
+	return "There is no local group that you may see: `tabard groups create NAME` makes one, as an administrator."
 }
 
 func filterFlags(cmd *cobra.Command, f *api.GroupFilter) {
@@ -205,7 +217,7 @@ func (f *groupsFlags) show() *cobra.Command {
 		var s shown
 		var err error
 		if s.Group, err = c.Group(cmd.Context(), args[0]); err != nil {
-			return err
+			return missing(args[0], err)
 		}
 		if s.ContainedIn, err = c.Containing(cmd.Context(), args[0]); err != nil {
 			return err
@@ -217,6 +229,14 @@ func (f *groupsFlags) show() *cobra.Command {
 			return append(append(groupRows(s.Group, s.ContainedIn), []string{}), memberRows(s.Members)...)
 		})
 	})
+}
+
+// missing names the group that a command is about, if that is what was not found.
+func missing(group string, err error) error {
+	if !api.HasCode(err, "not-found") {
+		return err
+	}
+	return fmt.Errorf("there is no group %s, or you may not see it: `tabard groups list` shows those that you may", group)
 }
 
 // groupRows leaves out what a group does not have.
@@ -237,17 +257,17 @@ func groupRows(g api.Group, containedIn []string) [][]string {
 			rows = append(rows, row)
 		}
 	}
-	rows = append(rows, []string{"Clusters", orAll(g.Clusters)}, []string{"Requestable", yesNo(g.Requestable)})
+	rows = append(rows, []string{"Clusters", orAll(g.Clusters)})
 	if g.Created != nil {
 		rows = append(rows, []string{"Created", clock(*g.Created) + " by " + cmp.Or(g.CreatedByName, g.CreatedBy)})
 	}
-	return append(rows, []string{"Id", g.ID}, []string{"Version", g.ETag})
+	return append(rows, []string{"Id", g.ID}, []string{"Version", strings.Trim(g.ETag, `"`)})
 }
 
 func memberRows(members []api.Member) [][]string {
 	rows := [][]string{{"MEMBER", "KIND", "BEGINS", "ENDS", "GRANTED BY", "REASON", "ID"}}
 	for _, m := range members {
-		begins, ends := "at once", "never"
+		begins, ends := "at once", noEnd
 		if m.Begin != nil {
 			begins = clock(*m.Begin)
 		}
@@ -313,7 +333,7 @@ func (f *groupsFlags) delete() *cobra.Command {
 	cmd := f.command("delete GROUP", "Delete a local group and its memberships", cobra.ExactArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
 		g, err := c.Group(cmd.Context(), args[0])
 		if err != nil {
-			return err
+			return missing(args[0], err)
 		}
 		in, err := c.Containing(cmd.Context(), args[0])
 		if err != nil {

@@ -53,7 +53,7 @@ func (f *groupsFlags) edit() *cobra.Command {
 	cmd := f.command("edit GROUP", "Change the settings of a local group", cobra.ExactArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
 		g, err := c.Group(cmd.Context(), args[0])
 		if err != nil {
-			return err
+			return missing(args[0], err)
 		}
 		patch, err := e.patch(cmd, g)
 		if err != nil {
@@ -148,7 +148,7 @@ func (f *groupsFlags) rename() *cobra.Command {
 	return f.command("rename GROUP NAME", "Give a local group another name; members, owners and its history stay", cobra.ExactArgs(2), func(cmd *cobra.Command, c *api.Client, args []string) error {
 		g, err := c.Group(cmd.Context(), args[0])
 		if err != nil {
-			return err
+			return missing(args[0], err)
 		}
 		renamed, err := c.EditGroup(cmd.Context(), g.Name, g.ETag, map[string]any{"name": args[1]})
 		if err != nil {

@@ -69,7 +69,9 @@ func (f *groupsFlags) add() *cobra.Command {
 			case api.KindGroup:
 				m.Group = one.name
 			}
-			if _, err := c.AddMember(cmd.Context(), args[0], "", m); err != nil {
+			if _, err := c.AddMember(cmd.Context(), args[0], "", m); api.HasCode(err, "not-found") {
+				return missing(args[0], err)
+			} else if err != nil {
 				return fmt.Errorf("add %s: %w", one.name, err)
 			}
 			if err := tell(cmd, "%s added to %s", one.name, args[0]); err != nil {
@@ -128,7 +130,7 @@ func removeOne(ctx context.Context, c *api.Client, group string, one named) erro
 	var ids []string
 	for m, err := range c.Members(ctx, group, one.kind, one.name) {
 		if err != nil {
-			return err
+			return missing(group, err)
 		}
 		if m.ID == one.name {
 			ids = []string{m.ID}
@@ -157,7 +159,7 @@ func (f *groupsFlags) everyone() *cobra.Command {
 		}
 		all, err := c.Everyone(cmd.Context(), args[0], limit, people)
 		if err != nil {
-			return err
+			return missing(args[0], err)
 		}
 		if all.Cut {
 			fmt.Fprintf(cmd.ErrOrStderr(), "There are more than %d: see more with --limit.\n", limit)
@@ -179,14 +181,29 @@ func everyoneRows(all api.Everyone) [][]string {
 		for _, p := range one.People {
 			rows = append(rows, []string{"  " + p.Username, api.KindPerson, "in " + one.ID, p.Name})
 		}
-		if one.PeopleCut {
-			rows = append(rows, []string{"  …", "", "in " + one.ID + " are more"})
-		}
-		if one.Problem != "" {
-			rows = append(rows, []string{"  ?", "", one.Problem})
+		for _, text := range peopleNotes(one) {
+			rows = append(rows, []string{"  …", kindText(one.Kind), text})
 		}
 	}
 	return rows
+}
+
+// peopleNotes say who is in a directory group besides the people that are listed.
+func peopleNotes(one api.Reach) []string {
+	var notes []string
+	if one.PeopleCut {
+		notes = append(notes, "in "+one.ID+" are more")
+	}
+	switch n := one.Unreadable; {
+	case n == 1:
+		notes = append(notes, "1 more member of "+one.ID+" is nobody that could sign in")
+	case n > 1:
+		notes = append(notes, fmt.Sprintf("%d more members of %s are no people that could sign in", n, one.ID))
+	}
+	if one.Problem != "" {
+		notes = append(notes, "who is in "+one.ID+" could not be read: "+one.Problem)
+	}
+	return notes
 }
 
 // pathText is the way of p: alice → platform → prod-admin.
@@ -198,16 +215,21 @@ func pathText(p api.Path) string {
 	return strings.Join(way, " → ")
 }
 
+// noEnd stands where a membership or a path has no end.
+const noEnd = "no end"
+
 // untilText says how long a path counts.
 func untilText(p api.Path) string {
-	text := "removed"
+	now := time.Now()
+	text := noEnd
 	if p.End != nil {
 		text = clock(*p.End)
 	}
-	now := time.Now()
 	switch {
 	case p.End != nil && !p.End.After(now):
 		return "ended " + text
+	case p.Begin != nil && p.Begin.After(now) && p.End == nil:
+		return "from " + clock(*p.Begin) + ", " + text
 	case p.Begin != nil && p.Begin.After(now):
 		return "from " + clock(*p.Begin) + " until " + text
 	}
