@@ -24,7 +24,6 @@ type Identity struct {
 	Username string
 	Groups   []string // that leave to the cluster; not to be changed
 	Session  string   // sid; "" for a client's own token
-	Client   string   // whose own token it is; "" for a person's
 	JTI      string   // of the token
 	AuthTime time.Time
 	Ends     time.Time // when the first right in it ends by itself; never zero
@@ -54,22 +53,6 @@ func (s *Service) claimsFor(c *Client, token string) (idClaims, error) {
 		return claims, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return claims, nil
-}
-
-// Recheck says who the bearer that was id is now, whatever became of the token since:
-// what was let in goes on while the session and its rights do. Errors as of Identify.
-func (s *Service) Recheck(ctx context.Context, id Identity) (Identity, error) {
-	c := s.clientOf(id.Cluster)
-	if c == nil {
-		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, id.Cluster)
-	}
-	if id.Client != "" && !s.Now().Before(id.Ends) { // nothing else says when it ends
-		return Identity{}, fmt.Errorf("%w: token has expired", ErrRefused)
-	}
-	return s.identify(ctx, c, idClaims{
-		SessionID: id.Session, Subject: id.Sub, ID: id.JTI,
-		AuthorizedParty: id.Client, IssuedAt: id.AuthTime.Unix(), Expires: id.Ends.Unix(),
-	})
 }
 
 // Extra are the extra attributes by which an API server, its audit log and RBAC know the
@@ -117,7 +100,7 @@ func (s *Service) identifyClient(owner *Client, claims idClaims) (Identity, erro
 		return Identity{}, fmt.Errorf("%w: %w", ErrRefused, err)
 	}
 	return Identity{
-		Cluster: owner.Cluster, Sub: claims.Subject, Username: claims.Subject, Groups: e.groups, Client: owner.ID, JTI: claims.ID,
+		Cluster: owner.Cluster, Sub: claims.Subject, Username: claims.Subject, Groups: e.groups, JTI: claims.ID,
 		AuthTime: time.Unix(claims.IssuedAt, 0), Ends: time.Unix(claims.Expires, 0),
 	}, nil
 }

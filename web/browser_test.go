@@ -6,10 +6,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tabard-id/tabard/idp"
+	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
@@ -169,5 +173,49 @@ func TestChromiumScript(t *testing.T) {
 	}
 	if kind := b.Eval(`document.getElementById("password").type`); kind != "password" {
 		t.Errorf("the next try begins with a %v", kind)
+	}
+}
+
+// broken is the words of a table that go on in the next line though they are short,
+// and the links and buttons that stick out of their table.
+const broken = `Array.from(document.querySelectorAll("table"), table => {
+	const found = [], words = document.createTreeWalker(table, NodeFilter.SHOW_TEXT), edge = table.getBoundingClientRect().right
+	for (let n; n = words.nextNode();) if (!n.parentElement.closest("thead, dl, .sr")) for (const m of n.data.matchAll(/[^\s\/-]+/g)) {
+		const r = document.createRange()
+		r.setStart(n, m.index)
+		r.setEnd(n, m.index + m[0].length)
+		if (m[0].length < 20 && new Set(Array.from(r.getClientRects(), l => l.top)).size > 1) found.push(m[0])
+	}
+	return found.concat(Array.from(table.querySelectorAll(".act a, .act button")).filter(e => e.getBoundingClientRect().right > edge).map(e => "out: " + e.textContent))
+}).flat().join("; ")`
+
+// Short values stay in one piece and nothing sticks out of a table, on a desk, in half
+// a window and on a phone.
+func TestChromiumTablesRead(t *testing.T) {
+	h := newHouse(t)
+	searchable(t, h, append(someEvents(),
+		audit.Event{Act: "group.member.remove", Who: "corp.id-carol", Name: "carol", On: "platform", Outcome: audit.Done, Address: "192.168.100.200"},
+		audit.Event{Act: "token.exchange", Outcome: audit.Denied, Reason: strings.Repeat("the account has no such group ", 8), Address: "2001:db8:85a3:8d3:1319:8a2e:370:7348"},
+		audit.Event{Act: "group.create", Who: "corp.id-carol", Name: "carol", On: strings.Repeat("m", 128), Outcome: audit.Done, Address: "127.0.0.1"})...)
+	m := person("bob", 2*time.Hour)
+	m.Reason = "carries the pager this week and looks after the deployment"
+	h.create("platform", m, directoryGroup("corp:devs"), person("alice", 0))
+	h.as("carol")
+	b := testenv.Chromium(t)
+	h.visit(b, "carol", "/sessions")
+	for _, width := range []int{1280, 1060, 1000, 960, 800, 610, 390} {
+		b.SetViewport(width, 900, width < 600, false)
+		for _, path := range []string{"/audit", "/groups/platform", "/groups/platform/everyone", "/sessions", "/sessions?everyone", "/explain"} {
+			b.Navigate(h.URL + path)
+			if found := b.Eval(broken); found != "" {
+				t.Errorf("at %d %s breaks %v", width, path, found)
+			}
+			if wide := b.Eval(`document.documentElement.scrollWidth > innerWidth`); wide != false {
+				t.Errorf("at %d %s is wider than the screen", width, path)
+			}
+			if dir := os.Getenv("TABARD_SHOTS"); dir != "" {
+				b.Screenshot(filepath.Join(dir, strings.NewReplacer("/", "-", "?", "-").Replace(path[1:])+fmt.Sprintf("-%d.png", width)))
+			}
+		}
 	}
 }

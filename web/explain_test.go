@@ -23,7 +23,7 @@ func TestExplainPage(t *testing.T) {
 	}{
 		{admin, "/explain?user=bob&cluster=prod", 200, []string{
 			`<code>uid=bob</code>`, "<option selected>prod</option>", "<code>cn=corp:devs</code>", "by operator, ", "“on &lt;call&gt;”", "<li>corp:devs</li>",
-			"less than tokens.minLifetime", "<code>groups.exclude[0] old</code>", "(uid=bob)", "1.5ms", "&#34;preferred_username&#34;: &#34;bob&#34;", "of at most 16384 bytes"}},
+			"less than tokens.minLifetime", "<code>groups.exclude[0] old</code>", "(uid=bob)", ">1.5 ms<", "&#34;preferred_username&#34;: &#34;bob&#34;", "of at most 16384 bytes"}},
 		{admin, "/explain?user=bob&cluster=vault", 200, []string{"There would be no token", "requires one of the groups nobody-is-in-this"}},
 		{admin, "/explain?user=locked", 200, []string{"There would be no token", "account is locked", "locked in the directory"}},
 		{admin, "/explain?user=nobody", 422, []string{"Nobody was found", `value="nobody"`}},

@@ -108,11 +108,12 @@ func (s *Site) pageFor(v visitor, section, title string, data any) page {
 // the page's own "content".
 func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 	shared, err := template.New("layout.html").Funcs(template.FuncMap{
-		"url":      s.url,
-		"asset":    func(name string) string { return s.url(s.assets[name].url) },
-		"groupURL": func(name string) string { return s.url(groupPath(name)) },
-		"device":   deviceInWords,
-		"moment":   func(t time.Time) moment { return momentOf(t, s.cfg.Now()) },
+		"url":          s.url,
+		"asset":        func(name string) string { return s.url(s.assets[name].url) },
+		"groupURL":     func(name string) string { return s.url(groupPath(name)) },
+		"device":       deviceInWords,
+		"milliseconds": func(d time.Duration) string { return fmt.Sprintf("%.1f ms", d.Seconds()*1000) },
+		"moment":       func(t time.Time) moment { return momentOf(t, s.cfg.Now()) },
 	}).ParseFS(templateFiles, "templates/layout.html", "templates/pieces.html")
 	if err != nil {
 		return nil, err
