@@ -22,7 +22,7 @@ func (a *apiServer) listSessions(r *http.Request, c caller) (int, any, error) {
 	for _, s := range page {
 		list.Sessions = append(list.Sessions, api.Session{
 			ID: s.ID, Sub: s.Sub, Username: s.Username, Name: s.Name, Clients: sorted(s.Clients), Browser: s.Browser,
-			Address: s.Address, UserAgent: s.UserAgent, Created: s.Created, LastUsed: s.LastUsed, Ends: s.Ends, Current: s.ID == c.session,
+			Address: s.Address, UserAgent: s.UserAgent, Device: deviceInWords(s.UserAgent), Created: s.Created, LastUsed: s.LastUsed, Ends: s.Ends, Current: s.ID == c.session,
 		})
 	}
 	return http.StatusOK, list, err

@@ -29,7 +29,7 @@ func TestAPISessions(t *testing.T) {
 	const all = "/api/v1/sessions"
 	mine := here.sessions(all, 2)
 	current := map[bool]string{mine[0].Current: mine[0].ID, mine[1].Current: mine[1].ID}
-	if len(current) != 2 || mine[0].Username != "alice" || !mine[0].Browser || mine[0].Clients == nil {
+	if len(current) != 2 || mine[0].Username != "alice" || !mine[0].Browser || mine[0].Clients == nil || mine[0].Device == "" || mine[0].Device != deviceInWords(mine[0].UserAgent) {
 		t.Fatalf("sessions %+v", mine)
 	}
 	hers := carol.sessions(all, 1)[0].ID

@@ -29,21 +29,23 @@ func (f *groupsFlags) listSessions() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return write(cmd.OutOrStdout(), f.output, api.SessionList{Sessions: append([]api.Session{}, sessions...)}, func() [][]string {
-			rows := [][]string{{"ID", "USER", "CLIENTS", "ADDRESS", "DEVICE", "SIGNED IN", "LAST USED", "ENDS"}}
-			for _, s := range sessions {
-				held := s.Clients
-				if s.Browser {
-					held = append(held, "browser")
-				}
-				rows = append(rows, []string{s.ID, s.Username, strings.Join(held, ","), s.Address, s.UserAgent, clock(s.Created), clock(s.LastUsed), clock(s.Ends)})
-			}
-			return rows
-		})
+		return write(cmd.OutOrStdout(), f.output, api.SessionList{Sessions: append([]api.Session{}, sessions...)}, func() [][]string { return sessionRows(sessions) })
 	})
 	cmd.Flags().StringVar(&person, "person", "", "whose: a username or subject")
 	cmd.Flags().BoolVar(&all, "all", false, "everybody's")
 	return cmd
+}
+
+func sessionRows(sessions []api.Session) [][]string {
+	rows := [][]string{{"ID", "USER", "CLIENTS", "ADDRESS", "DEVICE", "SIGNED IN", "LAST USED", "ENDS"}}
+	for _, s := range sessions {
+		held := s.Clients
+		if s.Browser {
+			held = append(held, "browser")
+		}
+		rows = append(rows, []string{s.ID, s.Username, strings.Join(held, ","), s.Address, s.Device, clock(s.Created), clock(s.LastUsed), clock(s.Ends)})
+	}
+	return rows
 }
 
 func (f *groupsFlags) endSessions() *cobra.Command {

@@ -23,6 +23,7 @@ type Session struct {
 	Browser   bool      `json:"browser"` // a browser holds it
 	Address   string    `json:"address,omitempty"`
 	UserAgent string    `json:"userAgent,omitempty"`
+	Device    string    `json:"device"` // UserAgent in two words, such as Chrome on Linux; "unknown" without one
 	Created   time.Time `json:"created"`
 	LastUsed  time.Time `json:"lastUsed"` // within some minutes
 	Ends      time.Time `json:"ends"`     // unless it is used before that
