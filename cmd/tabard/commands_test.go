@@ -106,6 +106,14 @@ func TestEveryoneRows(t *testing.T) {
 	}
 }
 
+func TestSessionRows(t *testing.T) {
+	now := time.Now()
+	rows := sessionRows([]api.Session{{ID: "s1", Username: "bob", Clients: []string{"tabard"}, Browser: true, Address: "192.0.2.1", UserAgent: "Mozilla/5.0", Device: "Chrome on Linux", Created: now, LastUsed: now, Ends: now}})
+	if want := []string{"s1", "bob", "tabard,browser", "192.0.2.1", "Chrome on Linux", clock(now), clock(now), clock(now)}; len(rows) != 2 || !slices.Equal(rows[1], want) {
+		t.Errorf("got %q, want %q", rows, want)
+	}
+}
+
 // Wrong use points, once, to the help of the command that was used.
 func TestWrongUseHelp(t *testing.T) {
 	for _, tc := range []struct{ args, help string }{

@@ -76,6 +76,10 @@ func TestGroupsCommands(t *testing.T) {
 	if got := do(exitDone, "groups", "list", "--mine"); strings.Contains(got, "leads") {
 		t.Errorf("the operator owns\n%s", got)
 	}
+	for _, args := range [][]string{{"--member", "bob"}, {"--member", "group:"}, {"-l", "=x"}} {
+		do(exitUsage, append([]string{"groups", "list"}, args...)...)
+		do(exitUsage, append([]string{"groups", "export"}, args...)...)
+	}
 	says(t, do(exitDone, "groups", "list", "-q", "nowhere"), "No group fits")
 	if got := do(exitDone, "groups", "show", "platform"); strings.Contains(got, "Requestable") || strings.Contains(got, `"`) {
 		t.Errorf("got\n%s", got)

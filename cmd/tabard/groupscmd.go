@@ -145,6 +145,9 @@ func (a *answer) Write(b []byte) (int, error) {
 func (f *groupsFlags) list() *cobra.Command {
 	var filter api.GroupFilter
 	cmd := f.command("list", "List local groups", cobra.NoArgs, func(cmd *cobra.Command, c *api.Client, _ []string) error {
+		if err := checkFilter(filter); err != nil {
+			return err
+		}
 		all, err := collect(c.Groups(cmd.Context(), filter))
 		if err != nil {
 			return err
@@ -163,6 +166,20 @@ func (f *groupsFlags) list() *cobra.Command {
 	})
 	filterFlags(cmd, &filter)
 	return cmd
+}
+
+// checkFilter refuses values that are not in the form they have.
+func checkFilter(f api.GroupFilter) error {
+	for _, l := range f.Labels {
+		if k, _, _ := strings.Cut(l, "="); k == "" {
+			return usageError{fmt.Errorf("--label %s: write key=value, or key for any value", l)}
+		}
+	}
+	kind, id, _ := strings.Cut(f.Member, ":")
+	if f.Member != "" && (id == "" || !slices.Contains([]string{api.KindPerson, api.KindDirectoryGroup, api.KindGroup}, kind)) {
+		return usageError{fmt.Errorf("--member %s: write person:alice, directoryGroup:corp:devs or group:platform", f.Member)}
+	}
+	return nil
 }
 
 // noGroups is said in place of an empty table.
