@@ -145,9 +145,6 @@ func (a *answer) Write(b []byte) (int, error) {
 func (f *groupsFlags) list() *cobra.Command {
 	var filter api.GroupFilter
 	cmd := f.command("list", "List local groups", cobra.NoArgs, func(cmd *cobra.Command, c *api.Client, _ []string) error {
-		if err := checkFilter(filter); err != nil {
-			return err
-		}
 		all, err := collect(c.Groups(cmd.Context(), filter))
 		if err != nil {
 			return err
@@ -191,6 +188,7 @@ func noGroups(f api.GroupFilter) string {
 }
 
 func filterFlags(cmd *cobra.Command, f *api.GroupFilter) {
+	cmd.PreRunE = func(*cobra.Command, []string) error { return checkFilter(*f) }
 	cmd.Flags().StringVarP(&f.Query, "query", "q", "", "those with this in their name or description")
 	cmd.Flags().StringArrayVarP(&f.Labels, "label", "l", nil, "those with this label: key=value, or key for any value; may be repeated")
 	cmd.Flags().StringVar(&f.Cluster, "cluster", "", "those that count on this cluster")

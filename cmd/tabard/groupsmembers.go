@@ -45,17 +45,9 @@ func (w *who) with(args []string) ([]named, error) {
 func (f *groupsFlags) add() *cobra.Command {
 	var w who
 	var from, until, reason string
+	var begin, end *time.Time
 	cmd := f.command("add GROUP [PERSON…]", "Add people, directory groups or local groups to a local group", cobra.MinimumNArgs(1), func(cmd *cobra.Command, c *api.Client, args []string) error {
 		all, err := w.with(args)
-		if err != nil {
-			return err
-		}
-		now := time.Now()
-		begin, err := parseMoment("--from", from, now)
-		if err != nil {
-			return err
-		}
-		end, err := parseMoment("--until", until, now)
 		if err != nil {
 			return err
 		}
@@ -80,6 +72,13 @@ func (f *groupsFlags) add() *cobra.Command {
 		}
 		return nil
 	})
+	cmd.PreRunE = func(*cobra.Command, []string) (err error) {
+		now := time.Now()
+		if begin, err = parseMoment("--from", from, now); err == nil {
+			end, err = parseMoment("--until", until, now)
+		}
+		return err
+	}
 	w.flags(cmd)
 	cmd.Flags().StringVar(&from, "from", "", "when the membership begins: 8h from now, or 2027-01-31T18:00:00Z; default at once")
 	cmd.Flags().StringVar(&until, "until", "", "when the membership ends: 8h from now, or 2027-01-31T18:00:00Z; default never")
