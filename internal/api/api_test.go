@@ -481,7 +481,7 @@ func TestClientErrors(t *testing.T) {
 		body, want string
 	}{
 		{401, "", ErrSignInAgain.Error()},
-		{403, `{"title":"Forbidden","status":403,"detail":"only members of admins may","requestID":"r1"}`, "only members of admins may (request r1)"},
+		{403, `{"title":"Forbidden","status":403,"detail":"only members of admins may","requestID":"r1"}`, "Forbidden: only members of admins may (request r1)"},
 		{502, "<html>bad gateway", "the server answered 502 Bad Gateway: is the URL right?"},
 		{200, "<html>", "the server's answer is not what this version expects: invalid character '<' looking for beginning of value"},
 	} {

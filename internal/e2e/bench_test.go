@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,13 +27,15 @@ const benchWorkers = 8
 // benchServer is a Tabard whose CPU time is counted.
 type benchServer struct {
 	*server
-	b    *testing.B
-	pid  int
-	http *http.Client
+	b       *testing.B
+	pid     int
+	http    *http.Client
+	workers int
 }
 
-// startBench starts Tabard with 20 groups for alice.
-func startBench(b *testing.B, algorithm, scheme string) *benchServer {
+// startBench starts Tabard with 20 groups for alice: over ldap or ldaps, on bbolt, or
+// over ldap on etcd.
+func startBench(b *testing.B, algorithm, kind string) *benchServer {
 	b.Helper()
 	slapd := testenv.StartSlapd(b)
 	slapd.AddLDIF(b, testenv.SampleLDIF())
@@ -43,7 +46,7 @@ func startBench(b *testing.B, algorithm, scheme string) *benchServer {
 	slapd.AddLDIF(b, ldif.String())
 	o := options{tokens: "{signingAlgorithm: " + algorithm + "}"}
 	s := newServer(b, slapd, o)
-	if scheme == "ldap" {
+	if kind != "ldaps" {
 		config, err := os.ReadFile(s.config)
 		if err != nil {
 			b.Fatal(err)
@@ -51,9 +54,12 @@ func startBench(b *testing.B, algorithm, scheme string) *benchServer {
 		plain := strings.Replace(string(config), "urls: ["+slapd.TLSURL+"]", "urls: ["+slapd.URL+"]\n  insecurePlaintext: true", 1)
 		s.write("tabard.yaml", strings.Replace(plain, "  caFile: "+slapd.CAFile+"\n", "", 1))
 	}
+	if kind == "etcd" {
+		s.reconfigure(boltStore, etcdStore(b, s))
+	}
 	s.binary = benchBinary(b)
 	s.start()
-	return &benchServer{server: s, b: b, pid: s.Pid(), http: s.client()}
+	return &benchServer{server: s, b: b, pid: s.Pid(), http: s.client(), workers: benchWorkers}
 }
 
 var buildBench = sync.OnceValues(func() (string, error) {
@@ -112,13 +118,13 @@ func (s *benchServer) memory(field string) float64 {
 	return float64(kb) / 1024
 }
 
-// run does op b.N times with 8 workers, and reports what it took.
+// run does op b.N times, and reports what it took.
 func (s *benchServer) run(op func(worker int) error) {
 	before := s.cpu()
 	start := time.Now()
 	work := make(chan struct{})
 	var wg sync.WaitGroup
-	for i := range benchWorkers {
+	for i := range s.workers {
 		wg.Go(func() {
 			for range work {
 				if err := op(i); err != nil {
@@ -202,18 +208,18 @@ func (s *benchServer) tokenOnce(form url.Values) (refreshToken string, err error
 	return refreshToken, nil
 }
 
-// benchKinds runs f for each algorithm over plain LDAP and LDAPS.
-func benchKinds(b *testing.B, f func(b *testing.B, s *benchServer)) {
+// benchKinds runs f for each algorithm and kind of server.
+func benchKinds(b *testing.B, kinds []string, f func(b *testing.B, s *benchServer)) {
 	for _, algorithm := range []string{"RS256", "ES256"} {
-		for _, scheme := range []string{"ldap", "ldaps"} {
-			b.Run(algorithm+"/"+scheme, func(b *testing.B) { f(b, startBench(b, algorithm, scheme)) })
+		for _, kind := range kinds {
+			b.Run(algorithm+"/"+kind, func(b *testing.B) { f(b, startBench(b, algorithm, kind)) })
 		}
 	}
 }
 
 // BenchmarkLogin is a whole login: code with PKCE, LDAP bind, 20 groups.
 func BenchmarkLogin(b *testing.B) {
-	benchKinds(b, func(_ *testing.B, s *benchServer) {
+	benchKinds(b, []string{"ldap", "ldaps"}, func(_ *testing.B, s *benchServer) {
 		s.run(func(int) error {
 			_, err := s.loginOnce()
 			return err
@@ -223,7 +229,7 @@ func BenchmarkLogin(b *testing.B) {
 
 // BenchmarkRefresh is a refresh with the directory read anew.
 func BenchmarkRefresh(b *testing.B) {
-	benchKinds(b, func(b *testing.B, s *benchServer) {
+	benchKinds(b, []string{"ldap", "ldaps", "etcd"}, func(b *testing.B, s *benchServer) {
 		var tokens [benchWorkers]string
 		for i := range tokens {
 			var err error
@@ -236,6 +242,43 @@ func BenchmarkRefresh(b *testing.B) {
 			return err
 		})
 	})
+}
+
+// BenchmarkAddMember adds directory groups to one group by the API, each durable in the store and
+// twice in the trail, by 16 writers.
+func BenchmarkAddMember(b *testing.B) {
+	for _, kind := range []string{"ldap", "etcd"} {
+		b.Run(kind, func(b *testing.B) {
+			s := startBench(b, "ES256", kind)
+			s.workers = 16
+			carol := s.login("tabard", "carol", "pw-carol").IDToken
+			var n atomic.Int64
+			call := func(path, body string) error {
+				req, err := http.NewRequest(http.MethodPost, s.issuer+path, strings.NewReader(body))
+				if err != nil {
+					return err
+				}
+				req.Header.Set("Content-Type", "application/json")
+				req.Header.Set("Authorization", "Bearer "+carol)
+				resp, err := s.http.Do(req)
+				if err != nil {
+					return err
+				}
+				defer resp.Body.Close()
+				answer, err := io.ReadAll(resp.Body)
+				if err == nil && resp.StatusCode > 299 {
+					err = fmt.Errorf("%s: %d %s", path, resp.StatusCode, answer)
+				}
+				return err
+			}
+			if err := call("/api/v1/groups", `{"name":"many"}`); err != nil {
+				b.Fatal(err)
+			}
+			s.run(func(int) error {
+				return call("/api/v1/groups/many/members", fmt.Sprintf(`{"directoryGroup":"corp:team-%d"}`, n.Add(1)))
+			})
+		})
+	}
 }
 
 // BenchmarkKeys is the JWKS.

@@ -22,7 +22,7 @@ import (
 const boltStore = "store: {bolt: {path: tabard.db}}"
 
 // etcdStore is the store that replaces it: an etcd with TLS, users and a prefix.
-func etcdStore(t *testing.T, s *server) string {
+func etcdStore(t testing.TB, s *server) string {
 	t.Helper()
 	c := testenv.StartEtcdCluster(t, 1, testenv.EtcdClusterOptions{User: "tabard", Password: "pw-etcd", Prefix: "/tabard/"})
 	s.write("etcd-password", "pw-etcd\n")
