@@ -195,8 +195,8 @@ func TestExplainTo(t *testing.T) {
 		trail  string
 	}{
 		{bob, false, "", "bob", audit.Done}, {bob, false, "BOB", "bob", audit.Done}, {bob, false, bob.Sub, "bob", audit.Done},
-		{bob, false, "alice", "explain somebody else: not allowed", audit.Denied + " only administrators may ask about others"},
-		{bob, false, "nobody", "explain somebody else: not allowed", audit.Denied + " only administrators may ask about others"},
+		{bob, false, "alice", "explain somebody else: for administrators: not allowed", audit.Denied + " only administrators may ask about others"},
+		{bob, false, "nobody", "explain somebody else: for administrators: not allowed", audit.Denied + " only administrators may ask about others"},
 		{carol, true, "alice", "alice", audit.Done},
 		{carol, true, unusualLogin, "no such person", audit.Failed + " no answer about the person or their groups"},
 		{groups.Actor{Operator: true, Sub: "operator", Name: "alice"}, true, "alice", "alice", audit.Done},

@@ -202,32 +202,58 @@ func (s *Service) reserve(ctx context.Context, d Directory, key string) (*attemp
 
 func (a *attempt) reserve(ctx context.Context) error {
 	for race := range maxRaces {
-		if err := a.read(ctx); err != nil {
+		done := false
+		err := a.writing(ctx, func() (err error) {
+			done, err = a.reserveOnce(ctx)
 			return err
-		}
-		if _, mine := a.record.Running[a.id]; mine {
-			return nil // written, though the answer was lost
-		}
-		now := a.Now().UTC()
-		wait, busy := a.record.wait(now, a.rule)
-		if wait > 0 {
-			return &TooManyError{wait}
-		}
-		if !busy {
-			a.before = a.record.Wrong
-			a.record.Running[a.id] = now
-			if a.mayForget() && a.record.Wrong == a.record.Forgiven && len(a.record.Running) == 1 {
-				return nil
-			}
-			a.reserved = true
-			err := a.write(ctx, nil, nil)
-			if err == nil || !raced(err) {
-				return err
-			}
+		})
+		if done || err != nil {
+			return err
 		}
 		breathe(ctx, race)
 	}
 	return &TooManyError{crowded}
+}
+
+// reserveOnce reads the record and writes the try into it; false where others came
+// first, or have to end before.
+func (a *attempt) reserveOnce(ctx context.Context) (done bool, err error) {
+	if err := a.read(ctx); err != nil {
+		return false, err
+	}
+	if _, mine := a.record.Running[a.id]; mine {
+		return true, nil // written, though the answer was lost
+	}
+	now := a.Now().UTC()
+	wait, busy := a.record.wait(now, a.rule)
+	switch {
+	case wait > 0:
+		return false, &TooManyError{wait}
+	case busy:
+		return false, nil
+	}
+	a.before = a.record.Wrong
+	a.record.Running[a.id] = now
+	if a.mayForget() && a.record.Wrong == a.record.Forgiven && len(a.record.Running) == 1 {
+		return true, nil
+	}
+	a.reserved = true
+	err = a.write(ctx, nil, nil)
+	if err != nil && raced(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// writing lets one of this node's tries of the account at a time read and write the
+// record, in f: they would only meet in conflicts, and run out of tries to write.
+func (a *attempt) writing(ctx context.Context, f func() error) error {
+	key := a.key + "/write"
+	if err := a.turns.enter(ctx, key, func() (int, error) { return 1, nil }); err != nil {
+		return err
+	}
+	defer a.turns.leave(key)
+	return f()
 }
 
 // mayForget reports whether a try may do without a reservation. A rule of fewer tries
@@ -291,9 +317,20 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
 	defer cancel()
-	for race := range maxRaces {
+	err := a.writing(ctx, func() error { return a.endReserved(ctx, wrong) })
+	if err == nil {
+		return
+	}
+	if !a.reserved {
+		a.mustReserve.Store(true)
+	}
+	a.Log.WithError(err).Warn("the outcome of a sign-in was not written: if it was reserved it counts as a wrong password of the account")
+}
+
+func (a *attempt) endReserved(ctx context.Context, wrong bool) error {
+	for race := 0; ; race++ {
 		if _, running := a.record.Running[a.id]; !running && a.reserved {
-			return // counted by another node that saw no outcome in time
+			return nil // counted by another node that saw no outcome in time
 		}
 		var conds []store.Cond
 		var ops []store.Op
@@ -305,21 +342,22 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 		if err == nil {
 			err = a.write(ctx, conds, ops)
 		}
-		if err == nil {
-			return
+		if err == nil || !raced(err) || race == maxRaces-1 {
+			return err
 		}
-		if raced(err) && race < maxRaces-1 {
-			breathe(ctx, race)
-			err = a.read(ctx)
-		}
-		if err != nil {
-			if !a.reserved {
-				a.mustReserve.Store(true)
-			}
-			a.Log.WithError(err).Warn("the outcome of a sign-in was not written: if it was reserved it counts as a wrong password of the account")
-			return
+		if err := a.again(ctx, race); err != nil {
+			return err
 		}
 	}
+}
+
+// again reads the record anew after a conflict: at once the first time, which others of
+// this node have caused, and then when those of other nodes had time.
+func (a *attempt) again(ctx context.Context, race int) error {
+	if race > 0 {
+		breathe(ctx, race)
+	}
+	return a.read(ctx)
 }
 
 // commit makes the changes that a right password leads to, and forgives in the same
@@ -329,6 +367,10 @@ func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op
 		a.revision, err = a.Store.Txn(ctx, conds, ops)
 		return err
 	}
+	return a.writing(ctx, func() error { return a.commitReserved(ctx, conds, ops) })
+}
+
+func (a *attempt) commitReserved(ctx context.Context, conds []store.Cond, ops []store.Op) error {
 	for race := 0; ; race++ {
 		if _, running := a.record.Running[a.id]; running {
 			delete(a.record.Running, a.id)
@@ -341,8 +383,7 @@ func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op
 		if !errors.Is(err, store.ErrConflict) || race == maxRaces {
 			return err
 		}
-		breathe(ctx, race)
-		if err := a.read(ctx); err != nil {
+		if err := a.again(ctx, race); err != nil {
 			return err
 		}
 	}

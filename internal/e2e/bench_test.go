@@ -219,7 +219,7 @@ func benchKinds(b *testing.B, kinds []string, f func(b *testing.B, s *benchServe
 
 // BenchmarkLogin is a whole login: code with PKCE, LDAP bind, 20 groups.
 func BenchmarkLogin(b *testing.B) {
-	benchKinds(b, []string{"ldap", "ldaps"}, func(_ *testing.B, s *benchServer) {
+	benchKinds(b, []string{"ldap", "ldaps", "etcd"}, func(_ *testing.B, s *benchServer) {
 		s.run(func(int) error {
 			_, err := s.loginOnce()
 			return err
