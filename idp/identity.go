@@ -29,20 +29,6 @@ type Identity struct {
 	Ends     time.Time // when the first right in it ends by itself; never zero
 }
 
-// Identify says who the bearer of an id_token is at a cluster now. ErrRefused;
-// ErrNoCluster; any other error means that nothing is known: neither a yes nor a no.
-func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity, error) {
-	c := s.clientOf(cluster)
-	if c == nil {
-		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
-	}
-	claims, err := s.claimsFor(c, token)
-	if err != nil {
-		return Identity{}, err
-	}
-	return s.identify(ctx, c, claims)
-}
-
 // claimsFor verifies a token for a cluster's client and reads it. ErrRefused.
 func (s *Service) claimsFor(c *Client, token string) (idClaims, error) {
 	claims, err := s.verified.claims(s, token)

@@ -1,7 +1,9 @@
 package idp
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -10,6 +12,20 @@ import (
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/store"
 )
+
+// Identify says who the bearer of an id_token is at a cluster now, by the steps of a
+// review without its audiences.
+func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity, error) {
+	c := s.clientOf(cluster)
+	if c == nil {
+		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
+	}
+	claims, err := s.claimsFor(c, token)
+	if err != nil {
+		return Identity{}, err
+	}
+	return s.identify(ctx, c, claims)
+}
 
 func TestIdentify(t *testing.T) {
 	h := newHouse(t)

@@ -126,7 +126,7 @@ func (s *Service) Reviewer(cluster, caller string) (*Reviewer, error) {
 	return r, nil
 }
 
-// Review says who the bearer of token is now, as Identify does. asked is what the API
+// Review says who the bearer of token is now. asked is what the API
 // server wants the token to be good for, its --api-audiences; the audiences are those of
 // them that it is good for, none when none were asked for. ErrRefused; any other error
 // means that nothing is known, and must not be taken for a no.

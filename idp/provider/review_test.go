@@ -215,7 +215,7 @@ func BenchmarkTokenReview(b *testing.B) {
 	b.RunParallel(func(pb *testing.PB) {
 		for pb.Next() {
 			a := h.do(http.MethodPost, ReviewPath+"prod", body, http.Header{"Authorization": {"Bearer " + caller}, "Accept": {"application/json"}})
-			if a.status != http.StatusOK {
+			if a.status != http.StatusOK || !strings.Contains(a.body, `"authenticated":true`) {
 				b.Errorf("%d %s", a.status, a.body)
 			}
 		}

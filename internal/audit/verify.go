@@ -140,7 +140,7 @@ func (v *verifier) run(ctx context.Context, held map[string][]kept) error {
 			first = p
 			v.end = tail{p.first - 1, p.before}
 		}
-		if err := v.take(p, p.file == files[len(files)-1]); err != nil {
+		if err := v.take(ctx, p, p.file == files[len(files)-1]); err != nil {
 			return err
 		}
 	}
@@ -190,12 +190,12 @@ func (v *verifier) special(p *part, r record, line []byte) string {
 }
 
 // take joins a file onto the chain so far.
-func (v *verifier) take(p part, last bool) error {
+func (v *verifier) take(ctx context.Context, p part, last bool) error {
 	if why := v.end.gap(p.file, p.found); why != "" {
 		return &BrokenError{p.path, 1, why}
 	}
 	if p.why != "" && last && !p.damage { // perhaps it is being written now
-		p = v.again(p)
+		p = v.again(ctx, p)
 	}
 	v.Checkpoints, v.Kept, v.Signed = v.Checkpoints+p.checkpoints, v.Kept+p.held, max(v.Signed, p.signed)
 	if p.removed != nil {
@@ -210,11 +210,15 @@ func (v *verifier) take(p part, last bool) error {
 	return nil
 }
 
-// again reads the last file until it ends in a whole record, or patience ends.
-func (v *verifier) again(p part) part {
+// again reads the last file until it ends in a whole record, or patience or ctx ends.
+func (v *verifier) again(ctx context.Context, p part) part {
 	for range v.patience {
-		time.Sleep(100 * time.Millisecond)
-		if next, err := v.scan(context.Background(), p.file); err == nil {
+		select {
+		case <-ctx.Done():
+			return p
+		case <-time.After(100 * time.Millisecond):
+		}
+		if next, err := v.scan(ctx, p.file); err == nil {
 			p = next
 		}
 		if p.why == "" {
