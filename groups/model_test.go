@@ -247,8 +247,12 @@ func (r *rig) add(rt *rapid.T) {
 		inner := modelNames.Draw(rt, "inner")
 		m = local(inner)
 		low, _ := r.m.named(inner)
-		if key = groupRef(low); want == nil && (low == 0 || !r.m.may(a, low, "see") || r.m.below(id, low)) {
-			want = ErrInvalid
+		key = groupRef(low)
+		if want == nil {
+			_, in := g.members[key]
+			if low == 0 || !r.m.may(a, low, "see") || !in && !r.m.may(a, low, "members") || r.m.below(id, low) {
+				want = ErrInvalid
+			}
 		}
 	} else {
 		key = modelPeople.Draw(rt, "member")

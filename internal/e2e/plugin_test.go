@@ -455,7 +455,8 @@ func (p *person) script(line string, rounds ...map[string]string) string {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "script", "-qc", line+`; code=$?; stty -a; echo "exit $code"`, "/dev/null")
+	// The shell gets a Ctrl-C too; without the trap it may end before it says anything.
+	cmd := exec.CommandContext(ctx, "script", "-qc", "trap : INT; "+line+`; code=$?; stty -a; echo "exit $code"`, "/dev/null")
 	cmd.Env, cmd.Dir, cmd.WaitDelay = p.env, p.home, 5*time.Second
 	in, err := cmd.StdinPipe()
 	if err != nil {
