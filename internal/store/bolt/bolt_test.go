@@ -285,19 +285,21 @@ func TestCloseWaits(t *testing.T) {
 		t.Fatal(a)
 	}
 	// The committer may still take the other one, or not; the answer must be true.
-	go func() {
-		<-g.arrived
-		g.let <- struct{}{}
-	}()
+	over := make(chan struct{})
+	var helper sync.WaitGroup
+	helper.Go(func() {
+		select {
+		case <-g.arrived:
+			g.let <- struct{}{}
+		case <-over:
+		}
+	})
 	a := <-behind
 	if err := <-closed; err != nil {
 		t.Fatal(err)
 	}
-	select { // lets the helper above end where nothing came
-	case g.arrived <- struct{}{}:
-		<-g.let
-	default:
-	}
+	close(over)
+	helper.Wait()
 	_, err := openTest(t, Config{Path: s.cfg.Path}).Get(t.Context(), "a/2")
 	if wrote := a.err == nil; wrote != (err == nil) || !wrote && !errors.Is(a.err, store.ErrClosed) {
 		t.Fatalf("answered %v, read %v", a.err, err)
