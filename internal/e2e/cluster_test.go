@@ -85,6 +85,7 @@ func wantForbidden(who string, err error) error {
 // TestMainJob is what Tabard is for: RBAC of a real API server follows the groups
 // of the directory and the local ones, within a token's life.
 func TestMainJob(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 15s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
 
@@ -108,7 +109,7 @@ func TestMainJob(t *testing.T) {
 	}
 	carol.must("groups", "remove", "platform", "bob")
 	last := bob.IDToken
-	eventually(t, 45*time.Second, "bob's last token with the group dies", func() error {
+	eventually(t, 90*time.Second, "bob's last token with the group dies", func() error {
 		if err := pods(t, k, last); err == nil || !strings.Contains(err.Error(), "Unauthorized") {
 			return fmt.Errorf("old token: %v", err)
 		}
@@ -126,7 +127,7 @@ func TestMainJob(t *testing.T) {
 // testEndingMembership gives bob the group for a while: no token outlives it, and
 // the next one does not have it.
 func testEndingMembership(t *testing.T, s *server, k *testenv.KubeAPIServer, carol admin, bob tokens) {
-	end := time.Now().Add(12 * time.Second).Truncate(time.Second)
+	end := time.Now().Add(25 * time.Second).Truncate(time.Second)
 	carol.must("groups", "add", "platform", "bob", "--until", end.Format(time.RFC3339))
 	bob = s.mustRefresh("kubernetes", bob.RefreshToken)
 	if exp := int64(claims(t, bob.IDToken)["exp"].(float64)); exp > end.Unix() {
@@ -135,7 +136,7 @@ func testEndingMembership(t *testing.T, s *server, k *testenv.KubeAPIServer, car
 	if err := pods(t, k, bob.IDToken); err != nil {
 		t.Fatalf("bob is in platform for a while: %v", err)
 	}
-	eventually(t, 45*time.Second, "bob's membership ends", func() error {
+	eventually(t, 90*time.Second, "bob's membership ends", func() error {
 		bob = s.mustRefresh("kubernetes", bob.RefreshToken)
 		return wantForbidden("bob", pods(t, k, bob.IDToken))
 	})
@@ -165,6 +166,7 @@ func exchange(clientID, subject, audience string) url.Values {
 
 // TestES256 shows that an API server that was told so accepts ES256.
 func TestES256(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{tokens: "{signingAlgorithm: ES256}"})
 	k := startCluster(t, s, "kubernetes")
 	tk := s.login("kubernetes", "alice", "pw-alice")
@@ -174,6 +176,7 @@ func TestES256(t *testing.T) {
 // TestAuthProvider lets client-go's oidc auth-provider, inside kubectl, refresh an
 // id_token that has expired, twice, with what it keeps in its kubeconfig.
 func TestAuthProvider(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 10s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
 	tk := s.login("kubernetes", "alice", "pw-alice")
@@ -208,7 +211,7 @@ func kubeloginUser(t *testing.T, s *server, cache string) map[string]any {
 func kubeloginArgs(s *server, cache string) []string {
 	return []string{"get-token", "--oidc-issuer-url=" + s.issuer, "--oidc-client-id=kubernetes",
 		"--oidc-extra-scope=offline_access", "--certificate-authority=" + s.caFile, "--skip-open-browser",
-		"--listen-address=127.0.0.1:8000", "--token-cache-dir=" + cache, "--authentication-timeout-sec=60"}
+		"--listen-address=" + strings.Replace(s.kubelogin, "localhost", "127.0.0.1", 1), "--token-cache-dir=" + cache, "--authentication-timeout-sec=120"}
 }
 
 // TestKubelogin signs in with the real kubelogin and a real browser, then lets
@@ -216,6 +219,7 @@ func kubeloginArgs(s *server, cache string) []string {
 // follow the redirect from our form to kubelogin's listener, which a wrong
 // form-action in the Content-Security-Policy stops.
 func TestKubelogin(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 15s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
 	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
@@ -234,15 +238,15 @@ func TestKubelogin(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := testenv.Chromium(t)
-	b.Navigate(waitForURL(t, stderr))
+	b.Navigate(waitForURL(t, s, stderr))
 	b.WaitFor(`document.querySelector('input[name=password]')`)
-	if text := b.Text("main"); !strings.Contains(text, "prod") || !strings.Contains(text, "localhost:8000") {
+	if text := b.Text("main"); !strings.Contains(text, "prod") || !strings.Contains(text, s.kubelogin) {
 		t.Errorf("the page does not say what one signs in to and where one goes then: %q", text)
 	}
 	b.Type("input[name=username]", "alice")
 	b.Type("input[name=password]", "pw-alice")
 	b.Press("Enter")
-	b.WaitFor(`location.href.startsWith('http://localhost:8000')`)
+	b.WaitFor(`location.host == '` + s.kubelogin + `'`)
 	if err := cmd.Wait(); err != nil {
 		t.Fatalf("kubelogin: %v, browser at %s: %v", err, b.URL(), b.ConsoleErrors())
 	}
@@ -254,20 +258,20 @@ func TestKubelogin(t *testing.T) {
 		t.Error(err)
 	}
 	file := k.Kubeconfig(t, kubeloginUser(t, s, cache))
-	for range 2 {
+	for round := range 2 {
+		time.Sleep(time.Duration(round) * 16 * time.Second) // the second round has to refresh
 		if _, err := k.KubectlWith(t, testenv.KubectlOptions{Kubeconfig: file}, "get", "pods", "-n", "default"); err != nil {
 			t.Fatalf("kubectl with kubelogin: %v", err)
 		}
-		time.Sleep(16 * time.Second) // the second round has to refresh
 	}
 }
 
 // waitForURL reads kubelogin's words until it names the page to open.
-func waitForURL(t *testing.T, r io.Reader) string {
+func waitForURL(t *testing.T, s *server, r io.Reader) string {
 	t.Helper()
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
-		if u := regexp.MustCompile(`http://localhost:8000\S*`).FindString(lines.Text()); u != "" {
+		if u := regexp.MustCompile(`http://` + s.kubelogin + `\S*`).FindString(lines.Text()); u != "" {
 			go func() { _, _ = io.Copy(io.Discard, r) }()
 			return u
 		}

@@ -30,10 +30,7 @@ type demo struct {
 
 func newDemo(t *testing.T) *demo {
 	t.Helper()
-	d := &demo{t: t, dir: filepath.Join(t.TempDir(), "a person's demo")}
-	for d.port == 0 || !listenable(d.port+1) || !listenable(d.port+2) {
-		d.port = testenv.FreePort(t)
-	}
+	d := &demo{t: t, dir: filepath.Join(t.TempDir(), "a person's demo"), port: testenv.FreePort(t)}
 	d.issuer = fmt.Sprintf("https://127.0.0.1:%d", d.port)
 	return d
 }
@@ -99,7 +96,7 @@ func children(t *testing.T, pid int) []int {
 func mustEnd(t *testing.T, pids []int) {
 	t.Helper()
 	for _, pid := range pids {
-		eventually(t, 20*time.Second, fmt.Sprintf("process %d ends", pid), func() error {
+		eventually(t, time.Minute, fmt.Sprintf("process %d ends", pid), func() error {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			if err != nil || strings.Contains(string(stat), ") Z ") {
 				return nil
@@ -121,7 +118,7 @@ func (d *demo) end(p *testenv.Process, signal syscall.Signal) {
 	}
 	mustEnd(d.t, started)
 	for i := range 3 {
-		eventually(d.t, 20*time.Second, fmt.Sprintf("port %d is free after %v", d.port+i, signal), func() error { // a killed one may still be closing it
+		eventually(d.t, time.Minute, fmt.Sprintf("port %d is free after %v", d.port+i, signal), func() error { // a killed one may still be closing it
 			if !listenable(d.port + i) {
 				return errors.New("somebody listens on it")
 			}
@@ -155,6 +152,7 @@ var typed = regexp.MustCompile(`(?m)^ +((?:D=|KUBECONFIG=).*)$`)
 // TestDemo does what the demo tells a person to type, at the real API server it has
 // started, three times over: anew, after Ctrl-C, and after it was killed.
 func TestDemo(t *testing.T) {
+	t.Parallel()
 	testenv.Binary(t, "kube-apiserver")
 	d := newDemo(t)
 	p := d.start("Ctrl-C ends everything", nil)

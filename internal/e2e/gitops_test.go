@@ -32,6 +32,7 @@ members:
 // TestGroupsFromFiles follows local groups from files to what a real API server allows:
 // nested, for a while, by an owner, under another name, and from another store.
 func TestGroupsFromFiles(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 15s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
 	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
@@ -126,7 +127,7 @@ func testApply(t *testing.T, carol admin, w *visitors) {
 			t.Errorf("explain does not say %q:\n%s", want, out)
 		}
 	}
-	say(", end: " + time.Now().Add(10*time.Second).UTC().Format(time.RFC3339))
+	say(", end: " + time.Now().Add(20*time.Second).UTC().Format(time.RFC3339))
 	carol.must(append(apply, "--yes")...)
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"net"
 	"net/http"
@@ -28,7 +29,15 @@ import (
 // tabard and plugin are the built binaries, with the race detector.
 var tabard, plugin string
 
+// atOnce is how many tests run at once: they wait most of the time, for tokens to end
+// and for API servers to notice.
+const atOnce = "4"
+
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		_ = f.Value.Set(atOnce)
+	}
 	dir, err := os.MkdirTemp("", "tabard-e2e")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -59,6 +68,8 @@ type server struct {
 	caFile string
 	ca     *testenv.CA
 	slapd  *testenv.Slapd
+
+	kubelogin string // host:port where kubelogin listens for the browser
 }
 
 // options are what the tests change in the configuration.
@@ -93,7 +104,7 @@ directories:
 clusters:
 - name: prod
   clientID: kubernetes
-  redirectURIs: [http://localhost:8000, http://localhost:18000]
+  redirectURIs: [http://localhost:8000, http://localhost:18000, "http://%s"]
   webhook: {callers: [{tokenFile: tabard-webhook-token}]}
 - name: staging
   clientID: staging
@@ -105,7 +116,7 @@ clients:
 - {id: headlamp, cluster: prod, secretFile: headlamp-secret, redirectURIs: [https://headlamp.example/oidc-callback], postLogoutRedirectURIs: [https://headlamp.example/]}
 tokens: %s
 %s
-`, s.issuer, port, certFile, keyFile, s.slapd.TLSURL, s.slapd.CAFile, s.slapd.BindDN, o.ldap, o.tokens, o.extra)
+`, s.issuer, port, certFile, keyFile, s.slapd.TLSURL, s.slapd.CAFile, s.slapd.BindDN, o.ldap, s.kubelogin, o.tokens, o.extra)
 }
 
 // startTabard starts a directory with the sample people and Tabard over it.
@@ -127,6 +138,7 @@ func newServer(t testing.TB, slapd *testenv.Slapd, o options) *server {
 	certFile, keyFile := s.ca.Issue(t, "localhost")
 	port := testenv.FreePort(t)
 	s.issuer = fmt.Sprintf("https://localhost:%d", port)
+	s.kubelogin = fmt.Sprintf("localhost:%d", testenv.FreePort(t))
 	s.config = filepath.Join(s.dir, "tabard.yaml")
 	t.Cleanup(s.checkTrail)
 	s.write("bind-password", slapd.BindPassword+"\n")

@@ -163,14 +163,19 @@ func (s *server) tellAPIServers(clusters map[string]*testenv.KubeAPIServer) {
 	s.write("tabard.yaml", text)
 }
 
+// pluginTokens is how long tokens of TestPlugin live: longer than many kubectl at once
+// take.
+const pluginTokens = 45 * time.Second
+
 // TestPlugin is a person's day with the plugin at two real clusters.
 func TestPlugin(t *testing.T) {
-	s := startTabard(t, options{tokens: "{idTokenLifetime: 30s, minLifetime: 2s}"})
+	t.Parallel()
+	s := startTabard(t, options{tokens: fmt.Sprintf("{idTokenLifetime: %s, minLifetime: 2s}", pluginTokens)})
 	prod, staging := startCluster(t, s, "kubernetes"), startCluster(t, s, "staging")
 	s.tellAPIServers(map[string]*testenv.KubeAPIServer{"kubernetes": prod, "staging": staging})
 	p := s.person()
 	p.login("alice")
-	eventually(t, 30*time.Second, "the server tells of its clusters", func() error {
+	eventually(t, time.Minute, "the server tells of its clusters", func() error {
 		_, err := p.do("", "kubectl", "tabard", "kubeconfig", "-o", p.kubeconfig)
 		return err
 	})
@@ -190,21 +195,25 @@ func TestPlugin(t *testing.T) {
 	beta := prod.Kubeconfig(t, map[string]any{"exec": map[string]any{"apiVersion": "client.authentication.k8s.io/v1beta1", "command": "kubectl-tabard", "args": []string{"get-token", "--server=" + s.issuer, "--cluster=prod"}}})
 	p.mustDo("", "kubectl", "--kubeconfig", beta, "get", "pods", "-n", "default")
 
-	testTwentyAtOnce(t, p)
-	testBesideKubelogin(t, p, prod)
+	testManyAtOnce(t, p, signInWithKubelogin(t, p, prod))
 	testEndOfSession(t, p)
 	testLogout(t, p)
 }
 
-// testTwentyAtOnce lets the tokens expire and then twenty kubectl run.
-func testTwentyAtOnce(t *testing.T, p *person) {
+// testManyAtOnce lets every token expire. Then twenty kubectl run with our plugin, and
+// five with kubelogin, as k9s and a shell do.
+func testManyAtOnce(t *testing.T, p *person, other string) {
 	t.Helper()
-	time.Sleep(31 * time.Second) // every token is dead now
+	time.Sleep(pluginTokens + time.Second)
 	before := p.issued("tabard")
 	var wg sync.WaitGroup
-	for range 20 {
+	for i := range 25 {
+		file := p.kubeconfig
+		if i%5 == 4 {
+			file = other
+		}
 		wg.Go(func() {
-			if err := p.pods("prod"); err != nil {
+			if _, err := p.do("", "kubectl", "--kubeconfig", file, "get", "pods", "-n", "default"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -215,11 +224,11 @@ func testTwentyAtOnce(t *testing.T, p *person) {
 	}
 }
 
-// testBesideKubelogin refreshes with both plugins at once, as k9s and a shell do.
-func testBesideKubelogin(t *testing.T, p *person, k *testenv.KubeAPIServer) {
+// signInWithKubelogin returns a kubeconfig that uses kubelogin, where alice has signed in.
+func signInWithKubelogin(t *testing.T, p *person, k *testenv.KubeAPIServer) string {
 	t.Helper()
 	cache := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	first := exec.CommandContext(ctx, testenv.Binary(t, "kubelogin"), kubeloginArgs(p.server, cache)...)
 	stderr, err := first.StderrPipe()
@@ -230,7 +239,7 @@ func testBesideKubelogin(t *testing.T, p *person, k *testenv.KubeAPIServer) {
 		t.Fatal(err)
 	}
 	c := p.browser()
-	a := get(t, c, waitForURL(t, stderr))
+	a := get(t, c, waitForURL(t, p.server, stderr))
 	at, err := url.Parse(a.header.Get("Location"))
 	if err != nil || at.Path != "/authorize" {
 		t.Fatalf("kubelogin leads to %q: %v", a.header.Get("Location"), err)
@@ -243,19 +252,7 @@ func testBesideKubelogin(t *testing.T, p *person, k *testenv.KubeAPIServer) {
 	if err := first.Wait(); err != nil {
 		t.Fatalf("kubelogin: %v", err)
 	}
-	other := k.Kubeconfig(t, kubeloginUser(t, p.server, cache))
-	time.Sleep(31 * time.Second)
-	var wg sync.WaitGroup
-	for range 5 {
-		for _, file := range []string{p.kubeconfig, other} {
-			wg.Go(func() {
-				if _, err := p.do("", "kubectl", "--kubeconfig", file, "get", "pods", "-n", "default"); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-	}
-	wg.Wait()
+	return k.Kubeconfig(t, kubeloginUser(t, p.server, cache))
 }
 
 // testEndOfSession ends the session at the server: kubectl without a terminal says
@@ -301,6 +298,7 @@ func testLogout(t *testing.T, p *person) {
 // TestPluginOutages shows what the plugin says of a directory that is down, a
 // server that is gone, and that the login outlives both.
 func TestPluginOutages(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{})
 	p := s.person()
 	p.login("alice")
@@ -321,6 +319,7 @@ func TestPluginOutages(t *testing.T) {
 
 // TestPluginWays signs in by another device and by a browser.
 func TestPluginWays(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{})
 	for way, visit := range map[string]func(p *person, said string){
 		"--device": func(p *person, said string) {
@@ -347,7 +346,7 @@ func TestPluginWays(t *testing.T) {
 			s := *s
 			s.t = t
 			p := s.person()
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			cmd := p.command(ctx, "kubectl", "tabard", "login", way, "--server", s.issuer, "--ca-file", s.caFile)
 			var out bytes.Buffer
@@ -386,6 +385,7 @@ func untilAsked(t *testing.T, r io.Reader) string {
 // TestPluginTerminal asks in a terminal: kubectl that has no login yet, and Ctrl-C
 // at the password.
 func TestPluginTerminal(t *testing.T) {
+	t.Parallel()
 	testenv.Need(t, "script")
 	s := startTabard(t, options{})
 	p := s.person()
@@ -406,6 +406,7 @@ func TestPluginTerminal(t *testing.T) {
 
 // TestPluginWithoutHome has no place for a cache: it says so and works all the same.
 func TestPluginWithoutHome(t *testing.T) {
+	t.Parallel()
 	testenv.Need(t, "script")
 	s := startTabard(t, options{})
 	for _, home := range []string{"", "/proc/nowhere"} {
@@ -424,6 +425,7 @@ func TestPluginWithoutHome(t *testing.T) {
 // TestPluginInterrupted sends SIGINT while the plugin waits for another device and
 // for a browser.
 func TestPluginInterrupted(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{})
 	for _, way := range []string{"--device", "--browser"} {
 		p := s.person()
@@ -453,7 +455,7 @@ func TestPluginInterrupted(t *testing.T) {
 // the terminal shows ends in its settings and the exit code.
 func (p *person) script(line string, rounds ...map[string]string) string {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
 	defer cancel()
 	// The shell gets a Ctrl-C too; without the trap it may end before it says anything.
 	cmd := exec.CommandContext(ctx, "script", "-qc", "trap : INT; "+line+`; code=$?; stty -a; echo "exit $code"`, "/dev/null")

@@ -199,16 +199,16 @@ func TestFiftyAtOnce(t *testing.T) {
 // is over; then it ends the session.
 func TestGrace(t *testing.T) {
 	t.Parallel()
-	s := startTabard(t, options{extra: "sessions: {refreshGrace: 3s}"})
+	s := startTabard(t, options{extra: "sessions: {refreshGrace: 12s}"})
 	first := s.login("kubernetes", "alice", "pw-alice")
 	second := s.mustRefresh("kubernetes", first.RefreshToken)
-	time.Sleep(4 * time.Second) // the successor is not used yet: the old one stays good
+	time.Sleep(13 * time.Second) // the successor is not used yet: the old one stays good
 	if again := s.mustRefresh("kubernetes", first.RefreshToken); again.RefreshToken != second.RefreshToken {
 		t.Error("another successor")
 	}
 	third := s.mustRefresh("kubernetes", second.RefreshToken)
 	s.mustRefresh("kubernetes", first.RefreshToken) // within the grace
-	time.Sleep(4 * time.Second)
+	time.Sleep(13 * time.Second)
 	forged := first.RefreshToken[:len(first.RefreshToken)-4] + "AAAA"
 	if got := s.token(refresh("kubernetes", forged)); got.Error != "invalid_grant" {
 		t.Errorf("forged: %+v", got)

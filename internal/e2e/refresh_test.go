@@ -36,6 +36,7 @@ type held struct {
 // splits in two, and the directory's groups are those of now. TABARD_SOAK_REFRESH makes
 // it longer, with 1,000 sessions.
 func TestRacingRefreshes(t *testing.T) {
+	t.Parallel()
 	lasts, long := soak(t, "TABARD_SOAK_REFRESH", 15*time.Second)
 	n := 100
 	if long {

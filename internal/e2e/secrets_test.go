@@ -55,6 +55,7 @@ func (s *server) checkTrail() {
 }
 
 func TestSecretsAreFound(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for line, secret := range map[string]bool{
 		`{"seq":1,"act":"login","session":"AAAAAAAAAAAAAAAAAAAAAA","prev":"` + strings.Repeat("0", 64) + `"}`: false,

@@ -13,6 +13,7 @@ import (
 // TestServiceAccountGetsAToken is a job in one cluster that works in another: its
 // service account's token, as that cluster made it, for a token of groups of its own.
 func TestServiceAccountGetsAToken(t *testing.T) {
+	t.Parallel()
 	s := startTabard(t, options{})
 	k := startCluster(t, s, "kubernetes")
 	k.Kubectl(t, "create", "serviceaccount", "ci")

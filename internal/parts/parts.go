@@ -6,13 +6,16 @@
 package parts
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // Names lists the programs that Build knows.
@@ -83,17 +86,61 @@ func cacheDir() (string, error) {
 	return dir, nil
 }
 
-// FreePort returns a TCP port on 127.0.0.1 that nobody listens on.
+// Ports are given out from firstPort to where the system's own choice begins, which is
+// what outgoing connections use; blockSize apart.
+const (
+	firstPort = 10000
+	blockSize = 4
+)
+
+// FreePort returns a TCP port on 127.0.0.1 that nobody listens on. The three ports after
+// it are given to nobody either.
 //
-// It leaves a connection in TIME_WAIT on the port. While that lasts (60 s on
-// Linux) the kernel gives the port to nobody who asks for any port, in this
-// process or another, and a program that names it can still listen on it.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
+// No connection takes one of these ports by chance while a program that uses it is down.
+// FreePort also leaves a connection in TIME_WAIT on it: while that lasts (60 s on Linux)
+// no other call gets it, in this process or another, and a program that names it can
+// still listen on it.
+func FreePort() (port int, err error) {
+	blocks := (firstOwnPort() - firstPort) / blockSize
+	if blocks < 1000 {
+		return reserve(0) // the best there is
+	}
+	for range 100 {
+		if port, err = reserve(firstPort + blockSize*rand.IntN(blocks)); err == nil {
+			return port, nil
+		}
+	}
+	return 0, err
+}
+
+// firstOwnPort is the first port that the system gives out itself: Linux says which, and
+// elsewhere it is none below 32768.
+func firstOwnPort() (first int) {
+	said, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+	if err == nil {
+		_, err = fmt.Sscan(string(said), &first)
+	}
+	if err != nil {
+		return 32768
+	}
+	return first
+}
+
+// reserve leaves a connection in TIME_WAIT on a port that has none; 0 is any port.
+func reserve(port int) (int, error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error { return shares(c, false) }}
+	l, err := config.Listen(context.Background(), "tcp4", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		return 0, fmt.Errorf("find a free port: %w", err)
 	}
 	defer l.Close()
+	own, err := l.(*net.TCPListener).SyscallConn()
+	if err == nil {
+		err = shares(own, true) // with those who come, and name it
+	}
+	if err != nil {
+		return 0, fmt.Errorf("reserve %s: %w", l.Addr(), err)
+	}
 	client, err := net.Dial("tcp4", l.Addr().String())
 	if err != nil {
 		return 0, fmt.Errorf("reserve %s: %w", l.Addr(), err)

@@ -26,6 +26,12 @@ func TestFreePortIsNeverGivenTwice(t *testing.T) {
 		if err != nil || seen[port] {
 			t.Fatalf("port %d: %v, given twice: %v", port, err, seen[port])
 		}
+		if first := firstOwnPort(); first > 2*firstPort && (port >= first || port%blockSize != firstPort%blockSize) {
+			t.Fatalf("port %d can be a connection's, or one after another's; connections have those from %d on", port, first)
+		}
+		if _, err := reserve(port); err == nil {
+			t.Fatalf("port %d is given twice when it is asked for", port)
+		}
 		seen[port] = true
 	}
 	for port := range seen {
