@@ -110,7 +110,7 @@ func (d *Directory) blame(ctx context.Context, h *host, began time.Time, err err
 			p.drop(h)
 		}
 	}
-	if !stalled || ctx.Err() == nil || now.Sub(began) >= patience {
+	if !stalled || ctx.Err() == nil || now.Sub(began) >= d.patience {
 		h.failed(now, stalled)
 	}
 	return !errors.Is(err, ErrLost) && ctx.Err() == nil
@@ -144,7 +144,7 @@ func (d *Directory) check(ctx context.Context, h *host) {
 	ctx, cancel := context.WithTimeout(ctx, checkTime)
 	defer cancel()
 	began := time.Now()
-	err := d.searchAt(ctx, d.searches, h, patience, func(c *conn) error {
+	err := d.searchAt(ctx, d.searches, h, d.patience, func(c *conn) error {
 		_, err := c.search(ctx, rootQuery("1.1"))
 		return err
 	})

@@ -156,8 +156,7 @@ func TestCheckOfWhatWorks(t *testing.T) {
 	}
 }
 
-func TestCheckOfActiveDirectory(t *testing.T) {
-	s := testenv.StartSamba(t)
+func checkOfAD(t *testing.T, s *testenv.Samba) {
 	got := checked(t, sambaConfig(s))
 	for _, want := range []string{
 		"warn: " + s.TLSURL + ": the certificate for dc1.corp.example", "ok: " + s.TLSURL + ": bindDN is let in", "ok: " + s.TLSURL + ": its clock and this machine's agree",

@@ -144,7 +144,7 @@ func (d *Directory) onHosts(ctx context.Context, try func(ctx context.Context, h
 	for i, h := range hosts {
 		err, next := errLeftAlone, true
 		if began := time.Now(); h.admit(began) {
-			if err = try(ctx, h, share(ctx, hosts[i+1:])); answered(err) {
+			if err = try(ctx, h, d.share(ctx, hosts[i+1:])); answered(err) {
 				h.answered(time.Now())
 				return err
 			}
@@ -164,12 +164,12 @@ func (d *Directory) onHosts(ctx context.Context, try func(ctx context.Context, h
 }
 
 // share is the part of ctx's time for one host, with rest to come after it.
-func share(ctx context.Context, rest []*host) time.Duration {
+func (d *Directory) share(ctx context.Context, rest []*host) time.Duration {
 	deadline, _ := ctx.Deadline()
 	part := time.Until(deadline) / time.Duration(1+len(rest))
 	for _, h := range rest {
 		if h.healthy() {
-			return min(part, patience)
+			return min(part, d.patience)
 		}
 	}
 	return part

@@ -121,6 +121,7 @@ type Directory struct {
 	lists    *pool // and for Members
 	binds    *pool // bound as whoever signed in last; nothing is searched on them
 
+	patience  time.Duration // see there; tests that count what a host is asked have more
 	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 	stop      context.CancelFunc // of watching
 	watching  sync.WaitGroup
@@ -146,8 +147,8 @@ func New(cfg Config, all ...Config) (*Directory, error) {
 		cfg: cfg, bindPassword: cfg.BindPassword, nobody: "tabard-nobody-" + uuid.NewString(),
 		searches: newPool(maxSearches, maxSearches, idleTimeout), finds: newPool(maxBrowsers, maxBrowsers, idleTimeout),
 		lists: newPool(maxBrowsers, maxBrowsers, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
-		lookupSRV: net.DefaultResolver.LookupSRV,
-		tls:       &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
+		lookupSRV: net.DefaultResolver.LookupSRV, patience: patience,
+		tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
 	for i := range all {
 		u := &all[i].Users

@@ -10,6 +10,7 @@ import (
 )
 
 func TestDS389(t *testing.T) {
+	t.Parallel()
 	s := testenv.StartDS389(t)
 	s.AddLDIF(t, "dn: ou=people,dc=example,dc=org\nobjectClass: organizationalUnit\n\ndn: ou=groups,dc=example,dc=org\nobjectClass: organizationalUnit\n\n"+
 		person("Alice", "alice", "mail: alice@example.org")+person("Off", "off", "nsAccountLock: true")+person("x, y+z (*)", "odd")+
@@ -59,6 +60,7 @@ func TestDS389(t *testing.T) {
 	if all, nested := wantAgreement(t, few); all != 10 || nested != 5 {
 		t.Errorf("%d memberships, %d nested", all, nested)
 	}
+	lockoutOf389(t, s)
 }
 
 // agreementOn389 compares Groups and Members, and searches.

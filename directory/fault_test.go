@@ -108,6 +108,7 @@ var hostFaults = []testenv.LDAPFault{
 // answer was lost is lost; whatever the first does, and after however many
 // messages.
 func TestOneHostFails(t *testing.T) {
+	t.Parallel()
 	h := behindProxies(t)
 	for _, fault := range faultsOf() {
 		t.Run(fmt.Sprintf("%s after %d", fault.Kind, fault.After), func(t *testing.T) {
@@ -160,7 +161,7 @@ func faultsOf() []testenv.LDAPFault {
 // wantClosed waits until no connection to p is left.
 func wantClosed(t *testing.T, p *testenv.LDAPProxy) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); p.Open() > 0; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); p.Open() > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d connections are left", p.Open())
 		}
@@ -199,7 +200,7 @@ func TestOnlyHostFails(t *testing.T) {
 			})
 		}
 	})
-	for end := time.Now().Add(10 * time.Second); sockets(t) > before; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); sockets(t) > before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("%d sockets, %d before", sockets(t), before)
 		}
@@ -239,7 +240,7 @@ func signInsAtOnce(t *testing.T, d *Directory, n int) (right int) {
 // recovered waits until d answers again.
 func recovered(t *testing.T, d *Directory) {
 	t.Helper()
-	for end := time.Now().Add(maxBackoff); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(2 * maxBackoff); ; time.Sleep(50 * time.Millisecond) {
 		_, err := signIn(t.Context(), d, "pw-alice")
 		if err == nil {
 			return
@@ -268,19 +269,21 @@ func sockets(t *testing.T) (n int) {
 // TestOpenBreaker: calls do not wait for a host that is known to be silent, and
 // it is found again without one.
 func TestOpenBreaker(t *testing.T) {
+	t.Parallel()
 	h := behindProxies(t)
 	d := h.open(t, h.first)
 	mustFind(t, d, "alice")
 	h.first.Fail(testenv.LDAPFault{Kind: testenv.BlackHole})
-	for range openAfter {
-		ctx, cancel := context.WithTimeout(t.Context(), patience+50*time.Millisecond)
-		_, err := d.Find(ctx, "alice")
+	var err error
+	for tries := 0; !errors.Is(err, errLeftAlone); tries++ { // a late call, or the trial that is due, counts for nothing
+		if tries == 3*openAfter {
+			t.Fatalf("it does not open: %v", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+		_, err = d.Find(ctx, "alice")
 		cancel()
-		wantErr(t, "while the breaker is closed", err, ErrUnavailable)
+		wantErr(t, "whether the breaker is closed or open", err, ErrUnavailable)
 	}
-	_, err := d.Find(t.Context(), "alice")
-	wantErr(t, "while it is open", err, errLeftAlone)
-	wantErr(t, "while it is open", err, ErrUnavailable)
 	h.first.Fail(testenv.LDAPFault{})
 	waitFor(t, "a health check to find the host", d.known[0].healthy)
 	mustFind(t, d, "alice")
@@ -315,6 +318,7 @@ func TestIdleConnectionsEnd(t *testing.T) {
 }
 
 func TestWrongCertificateOfOneHost(t *testing.T) {
+	t.Parallel()
 	h := behindProxies(t)
 	h.first.Certify(testenv.NewCA(t, t.TempDir()).ServerTLS(t))
 	for range 20 {
@@ -336,7 +340,7 @@ func TestWrongCertificateOfOneHost(t *testing.T) {
 
 func waitFor(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !done(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("waited in vain for %s", what)
 		}
@@ -347,6 +351,7 @@ func waitFor(t *testing.T, what string, done func() bool) {
 // that the server closed in the meantime is replaced.
 func TestBindConnections(t *testing.T) {
 	h := behindProxies(t)
+	h.d.patience = time.Minute
 	p := mustFind(t, h.d, "alice")
 	before := h.first.Accepted()
 	for i := range 10 {
@@ -370,6 +375,7 @@ func TestBindConnections(t *testing.T) {
 	c.used = c.used.Add(-2 * trustIdle)
 	h.d.binds.free = append(h.d.binds.free, c)
 	h.first.Fail(testenv.LDAPFault{Kind: testenv.BlackHole})
+	h.d.patience = patience
 	if err := h.d.Bind(t.Context(), p.DN, "pw-alice"); err != nil {
 		t.Errorf("a silent connection that waited: %v", err)
 	}
@@ -384,6 +390,7 @@ func TestServiceRefusalIsRemembered(t *testing.T) {
 	cfg := h.d.cfg
 	cfg.BindPassword = "wrong"
 	d := open(t, cfg)
+	d.patience = time.Minute
 	for range 20 {
 		err := d.Ping(t.Context())
 		wantErr(t, "Ping", err, ErrUnavailable)
@@ -444,6 +451,7 @@ func TestBreaker(t *testing.T) {
 }
 
 func TestSRV(t *testing.T) {
+	t.Parallel()
 	h := behindProxies(t)
 	// The names of DNS are resolved by none here: only what is made of the answer counts.
 	var asked []string

@@ -16,7 +16,7 @@ import (
 // explained is Explain's answer, which must not fail.
 func explained(t *testing.T, d *Directory, login string) Explanation {
 	t.Helper()
-	e, err := d.Explain(t.Context(), login)
+	e, err := d.Explain(unhurried(t), login)
 	if err != nil {
 		t.Fatalf("explain %s: %v", login, err)
 	}

@@ -55,8 +55,7 @@ func TestStricter(t *testing.T) {
 	}
 }
 
-func TestLockoutOf389(t *testing.T) {
-	s := testenv.StartDS389(t)
+func lockoutOf389(t *testing.T, s *testenv.DS389) {
 	s.AddLDIF(t, "dn: cn=config\nchangetype: modify\nreplace: passwordLockout\npasswordLockout: on\n-\nreplace: passwordMaxFailure\npasswordMaxFailure: 7\n\n")
 	cfg := Config{Name: "corp", Type: TypeLDAP, URLs: []string{s.TLSURL}, CAFile: s.CAFile, BindDN: s.AdminDN, BindPassword: s.AdminPassword}
 	got, err := open(t, cfg).Lockout(t.Context())

@@ -100,7 +100,7 @@ func wantAgreement(t *testing.T, d *Directory) (all, nested int) {
 	tr := readTree(t, d)
 	in := map[string]map[string]bool{}
 	for _, p := range tr.people {
-		groups, err := d.Groups(t.Context(), p)
+		groups, err := d.Groups(unhurried(t), p)
 		if err != nil {
 			t.Fatalf("groups of %s: %v", p.DN, err)
 		}
@@ -110,7 +110,7 @@ func wantAgreement(t *testing.T, d *Directory) (all, nested int) {
 		}
 	}
 	for name := range tr.visible {
-		m, err := d.Members(t.Context(), name, 0)
+		m, err := d.Members(unhurried(t), name, 0)
 		if err != nil || m.More {
 			t.Errorf("members of %q: %v, more %v", name, err, m.More)
 			continue
@@ -186,6 +186,7 @@ func randomGroups(r *rand.Rand) string {
 }
 
 func TestMembersAgreeWithGroups(t *testing.T) {
+	t.Parallel()
 	ways := map[string]func(*Config){
 		"all": func(*Config) {}, "direct alone": func(c *Config) { c.Groups.Nested = NestedNone },
 		"exclude": func(c *Config) { c.Groups.Exclude = []string{"g1", "*6*"} }, "include": func(c *Config) { c.Groups.Include = []string{"g0", "g2", "g3", "g4", "g5"} },
@@ -258,6 +259,7 @@ func TestMembers(t *testing.T) {
 // TestManyMembers has over 1,500 in one group, for whom Active Directory sends ranges
 // and every server pages.
 func TestManyMembers(t *testing.T) {
+	t.Parallel()
 	const many = 1700
 	s := testenv.StartSlapd(t, `limits dn.exact="cn=tabard,dc=example,dc=org" size=unlimited`)
 	var b strings.Builder
@@ -276,7 +278,7 @@ func TestManyMembers(t *testing.T) {
 
 func wantMany(t *testing.T, d *Directory, group string, want int) {
 	t.Helper()
-	m, err := d.Members(t.Context(), group, 0)
+	m, err := d.Members(unhurried(t), group, 0)
 	if err != nil || len(m.People) != want || m.More || m.Unreadable != 0 {
 		t.Fatalf("%d of %d people, more %v, %d unreadable, %v", len(m.People), want, m.More, m.Unreadable, err)
 	}
@@ -284,7 +286,7 @@ func wantMany(t *testing.T, d *Directory, group string, want int) {
 		t.Error("not sorted")
 	}
 	for _, limit := range []int{1, 499, 500, 501, want - 1} {
-		if m, err := d.Members(t.Context(), group, limit); err != nil || len(m.People) != limit || !m.More {
+		if m, err := d.Members(unhurried(t), group, limit); err != nil || len(m.People) != limit || !m.More {
 			t.Errorf("limit %d: %d people, more %v, %v", limit, len(m.People), m.More, err)
 		}
 	}

@@ -15,6 +15,7 @@ import (
 )
 
 func TestHosts(t *testing.T) {
+	t.Parallel()
 	s := testenv.StartSlapd(t)
 	s.AddLDIF(t, testenv.SampleLDIF())
 	closed := fmt.Sprintf("127.0.0.1:%d", testenv.FreePort(t))
@@ -26,7 +27,7 @@ func TestHosts(t *testing.T) {
 		} {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				d := open(t, cfg)
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), defaultBudget)
 				defer cancel()
 				p, err := d.Find(ctx, "alice") // from here on there is a pooled connection
 				if err != nil {
@@ -36,7 +37,7 @@ func TestHosts(t *testing.T) {
 				if kind == "plaintext" && name == "never answers" {
 					return // there the bind itself is what is never answered
 				}
-				bindCtx, cancelBind := context.WithTimeout(t.Context(), 2*time.Second)
+				bindCtx, cancelBind := context.WithTimeout(t.Context(), defaultBudget)
 				defer cancelBind()
 				if err := d.Bind(bindCtx, p.DN, "pw-alice"); err != nil {
 					t.Error(err)
@@ -123,9 +124,12 @@ func TestRefusedPasswordIsFinal(t *testing.T) {
 	second := startRelay(t, strings.TrimPrefix(s.TLSURL, "ldaps://"))
 	cfg := with(slapdConfig(s), func(c *Config) { c.URLs = append(c.URLs, "ldaps://"+second.address) })
 	d := open(t, cfg)
+	d.patience = time.Minute
 	wantErr(t, "a person's", d.Bind(t.Context(), mustFind(t, d, "alice").DN, "wrong"), ErrInvalidCredentials)
 	cfg.BindPassword = "wrong"
-	wantErr(t, "the service account's", open(t, cfg).Ping(t.Context()), ErrUnavailable)
+	d = open(t, cfg)
+	d.patience = time.Minute
+	wantErr(t, "the service account's", d.Ping(t.Context()), ErrUnavailable)
 	if n := second.accepts.Load(); n != 0 {
 		t.Errorf("the second host was asked %d times", n)
 	}
@@ -159,6 +163,7 @@ func TestCancelledCall(t *testing.T) {
 }
 
 func TestRestart(t *testing.T) {
+	t.Parallel()
 	s := testenv.StartSlapd(t)
 	s.AddLDIF(t, testenv.SampleLDIF())
 	s.Stop()

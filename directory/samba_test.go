@@ -36,22 +36,26 @@ func sambaTree(t *testing.T) *testenv.Samba {
 	user := func(cn, name string, extra ...string) string {
 		return testenv.UserLDIF("CN="+cn+",OU=People,"+s.BaseDN, name, pw, extra...)
 	}
+	disable := func(cn string) string {
+		return "dn: CN=" + cn + ",OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: userAccountControl\nuserAccountControl: 514\n\n"
+	}
 	const security, distribution, universal = "-2147483646", "2", "-2147483640"
 	s.AddLDIF(t, "dn: OU=People,DC=corp,DC=example\nobjectClass: organizationalUnit\n\ndn: OU=Groups,DC=corp,DC=example\nobjectClass: organizationalUnit\n\n"+
 		user("Jane (Admin)", "jane", "mail: jane.d@corp.example", "userPrincipalName: jane.doe@corp.example", "displayName: Jane D")+
 		user("Jörg", "jörg")+user("Bob", "bob")+
-		user("off", "off")+user("expired", "expired", "accountExpires: 131000000000000000")+user("must", "must", "pwdLastSet: 0")+
+		user("off", "off")+user("away", "away")+user("expired", "expired", "accountExpires: 131000000000000000")+user("must", "must", "pwdLastSet: 0")+
 		user("never", "never", "accountExpires: 9223372036854775807")+user("locked", "locked")+
 		adGroup("team", security, "Jane (Admin),OU=People")+adGroup("dept", universal, "team,OU=Groups")+adGroup("company", universal, "dept,OU=Groups")+
 		adGroup("circle", universal, "company,OU=Groups")+adGroup("bobs", security, "Bob,OU=People")+adGroup("list", distribution, "Jane (Admin),OU=People")+
 		adGroup("primary", security, "Bob,OU=People")+adGroup("above-primary", universal, "primary,OU=Groups")+
 		"dn: CN=company,OU=Groups,DC=corp,DC=example\nchangetype: modify\nadd: member\nmember: CN=circle,OU=Groups,DC=corp,DC=example\n\n"+
 		"dn: DC=corp,DC=example\nchangetype: modify\nreplace: lockoutThreshold\nlockoutThreshold: 3\n\n"+
-		"dn: CN=off,OU=People,DC=corp,DC=example\nchangetype: modify\nreplace: userAccountControl\nuserAccountControl: 514\n\n")
+		disable("off")+disable("away"))
 	return s
 }
 
 func TestActiveDirectory(t *testing.T) {
+	t.Parallel()
 	s := sambaTree(t)
 	d := open(t, sambaConfig(s))
 	if err := d.Ping(t.Context()); err != nil {
@@ -60,6 +64,11 @@ func TestActiveDirectory(t *testing.T) {
 	t.Run("find", func(t *testing.T) { findInAD(t, s, d) })
 	t.Run("id is what the server's own tools show", func(t *testing.T) { idInAD(t, s, d) })
 	t.Run("bind and state", func(t *testing.T) { bindInAD(t, d) })
+	t.Run("failed bind", func(t *testing.T) { failedBindInAD(t, s) })
+	t.Run("never writes", func(t *testing.T) {
+		neverWrites(t, sambaConfig(s), s.TLSURL, s.CAFile, "jane", pw, NestedInChain, NestedTokenGroups, NestedWalk, NestedNone)
+	})
+	t.Run("check", func(t *testing.T) { checkOfAD(t, s) })
 	t.Run("groups", func(t *testing.T) { groupsInAD(t, s) })
 	t.Run("odd names", func(t *testing.T) { oddNamesInAD(t, s) })
 	t.Run("members", func(t *testing.T) { membersInAD(t, s) })

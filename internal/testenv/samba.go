@@ -36,6 +36,9 @@ type Samba struct {
 	command Command
 }
 
+// tdbNoSync leaves out syncs to disk, of which there are some for each write.
+const tdbNoSync = "TDB_NO_FSYNC=1"
+
 // StartSamba provisions a domain (some 5 s) and starts its controller, which
 // ends with the test. It needs the right to use ports below 1024.
 func StartSamba(t testing.TB) *Samba {
@@ -57,6 +60,7 @@ func StartSamba(t testing.TB) *Samba {
 	s.provision(t, ca, dir, ip)
 	s.command = Command{
 		Path: Path(t, "samba"), Args: []string{"-i", "--no-process-group", "-M", "single", "-s", filepath.Join(dir, "etc", "smb.conf"), "--debuglevel=1"},
+		Env:   []string{tdbNoSync},
 		Ready: s.ready,
 	}
 	s.Start(t)
@@ -73,6 +77,7 @@ func (s *Samba) provision(t testing.TB, ca *CA, dir, ip string) {
 	cmd := exec.CommandContext(ctx, Path(t, "samba-tool"), "domain", "provision",
 		"--realm=CORP.EXAMPLE", "--domain=CORP", "--server-role=dc", "--dns-backend=NONE", "--use-rfc2307",
 		"--adminpass="+s.AdminPassword, "--host-name=dc1", "--host-ip="+ip, "--targetdir="+dir)
+	cmd.Env = append(os.Environ(), tdbNoSync)
 	for _, option := range []string{
 		"interfaces=" + ip + "/8", "bind interfaces only=yes", "server services=ldap, kdc", "dcerpc endpoint servers=-winreg -srvsvc",
 		"posix:eadb=" + dir + "/private/eadb.tdb", "pid directory=" + dir + "/run", "ncalrpc dir=" + dir + "/ncalrpc", "log file=" + dir + "/log.%m",
