@@ -1,12 +1,17 @@
 #!/usr/bin/env bash
-# Runs each fuzz target of the module for a while: fuzz.sh 3s
+# Runs each fuzz target of the module for a while, as many at once as there are CPUs:
+# fuzz.sh 3s
 set -euo pipefail
 
-# fuzz runs one target. When the time is up while a worker is busy, go's fuzzer can
-# fail for that alone: it names no input then, and is run again.
+# compile builds the tests of a package for fuzzing: compile ./idp
+compile() { go test -c -fuzz . -o "$BINARIES/${1//\//,}" "$1"; }
+
+# fuzz runs one target: fuzz ./idp FuzzX. When the time is up while a worker is busy,
+# go's fuzzer can fail for that alone: it names no input then, and is run again.
 fuzz() {
 	for _ in 1 2 3; do
-		if out=$(go test -run '^$' -fuzz "^$2\$" -fuzztime "$3" -fuzzminimizetime 1x "$1" 2>&1 </dev/null); then
+		if out=$(cd "$1" && "$BINARIES/${1//\//,}" -test.run '^$' -test.fuzz "^$2\$" -test.fuzztime "$TIME" -test.fuzzminimizetime 1x \
+			-test.fuzzcachedir "$CACHE/$1" -test.parallel 1 2>&1 </dev/null); then
 			echo "fuzz $1 $2: $(grep 'execs:' <<<"$out" | tail -n 1)"
 			return
 		fi
@@ -16,6 +21,10 @@ fuzz() {
 	return 1
 }
 
-while IFS=: read -r file func; do
-	fuzz "$(dirname "$file")" "${func#func }" "$1"
-done < <(grep -rHoE '^func Fuzz[[:alnum:]_]+' --include='*_test.go' .)
+TIME=$1 CACHE=$(go env GOCACHE)/fuzz/tabard BINARIES=$(mktemp -d)
+trap 'rm -rf "$BINARIES"' EXIT
+export TIME CACHE BINARIES
+export -f compile fuzz
+targets=$(grep -rHoE '^func Fuzz[[:alnum:]_]+' --include='*_test.go' . | sed -E 's,/[^/]*:func , ,')
+cut -d ' ' -f 1 <<<"$targets" | sort -u | xargs -P "$(nproc)" -I{} bash -euo pipefail -c 'compile {}'
+xargs -P "$(nproc)" -L 1 bash -euo pipefail -c 'fuzz "$@"' - <<<"$targets"
