@@ -20,7 +20,7 @@ func TestServeOnEtcd(t *testing.T) {
 	}
 	ready := func(want bool) {
 		t.Helper()
-		for range 200 {
+		for range 1200 {
 			if code, _, _ := a.get(t, "/readyz"); (code == 200) == want {
 				return
 			}

@@ -116,6 +116,7 @@ func TestExportApply(t *testing.T) {
 	do := doing(t, groupsConfig(t))
 	dir := t.TempDir()
 	file := filepath.Join(dir, "groups.yaml")
+	end := time.Now().Add(10 * time.Second) // of bob's membership; it is applied before
 	writeFile(t, file, fmt.Sprintf(`# whoever reads this
 name: platform
 description: "runs: it"
@@ -133,13 +134,13 @@ name: leads
 labels: {from: git}
 members:
 - {person: corp.0191d9e0-93aa-7bbb-8ccc-123456789abc, name: gone, begin: 2026-01-01T00:00:00+01:00}
-`, time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano)), 0o600)
+`, end.UTC().Format(time.RFC3339Nano)), 0o600)
 	says(t, do(exitDiffer, "groups", "apply", file, "--dry-run"), "+ group platform", "+ group leads", "+ group platform: directory group corp:devs", "would be: 2 groups created, 4 members added")
 	if got := do(exitDone, "groups", "list"); strings.Contains(got, "platform") {
 		t.Errorf("a dry run wrote\n%s", got)
 	}
 	says(t, do(exitDone, "groups", "apply", file), "+ group platform: person bob", "\n2 groups created, 4 members added")
-	time.Sleep(1100 * time.Millisecond) // bob's membership ends
+	time.Sleep(time.Until(end) + 100*time.Millisecond)
 	exported := do(exitDone, "groups", "export")
 	for range 2 {
 		says(t, do(exitDone, "groups", "apply", dir, "--dry-run"), "nothing to change")

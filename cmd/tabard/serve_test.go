@@ -65,7 +65,7 @@ func (b *logBuffer) String() string {
 // wait returns once n lines hold text, or ends the test.
 func (b *logBuffer) wait(t testing.TB, text string, n int) {
 	t.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for {
 		b.mu.Lock()
 		found, more := 0, b.more
@@ -128,7 +128,7 @@ func (s *instance) run(t *testing.T) {
 		cancel()
 		select {
 		case <-s.code:
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server does not stop")
 		}
 	})

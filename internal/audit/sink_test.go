@@ -23,7 +23,7 @@ import (
 
 // hurry makes sinks quick for tests.
 func hurry() pauses {
-	return pauses{first: time.Millisecond, longest: 20 * time.Millisecond, save: time.Hour, settle: 20 * time.Millisecond, closing: 10 * time.Second}
+	return pauses{first: time.Millisecond, longest: 20 * time.Millisecond, save: time.Hour, settle: 20 * time.Millisecond, closing: time.Minute}
 }
 
 func sinkConfig(t testing.TB, sinks ...SinkConfig) Config {
@@ -51,11 +51,7 @@ func (r *received) check(t *testing.T, dir string) (repeats int) {
 	t.Helper()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all [][]byte
-	for _, p := range paths(t, dir) {
-		l := linesOf(t, p)
-		all = append(all, l[:len(l)-1]...)
-	}
+	all := recordsIn(t, dir)
 	next := 0
 	for _, line := range r.lines {
 		seq, ok := seqOf(line)
@@ -73,10 +69,36 @@ func (r *received) check(t *testing.T, dir string) (repeats int) {
 	return repeats
 }
 
+// recordsIn are all lines of a trail.
+func recordsIn(t *testing.T, dir string) (all [][]byte) {
+	t.Helper()
+	for _, p := range paths(t, dir) {
+		l := linesOf(t, p)
+		all = append(all, l[:len(l)-1]...)
+	}
+	return all
+}
+
+// arrived waits until the last record of a trail was received: what has been sent is
+// under way for a while.
+func (r *received) arrived(t *testing.T, dir string) {
+	t.Helper()
+	last := uint64(len(recordsIn(t, dir)))
+	until(t, "the last record", func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if len(r.lines) == 0 {
+			return false
+		}
+		seq, _ := seqOf(r.lines[len(r.lines)-1])
+		return seq == last
+	})
+}
+
 // until waits for something that happens soon.
 func until(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !is(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); !is(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("not seen: " + what)
 		}

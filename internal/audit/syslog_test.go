@@ -116,7 +116,7 @@ func serveSyslog(t *testing.T, conn net.Conn, got *received, most int) {
 	}
 }
 
-func runSyslog(t *testing.T, cfg Config) {
+func runSyslog(t *testing.T, cfg Config, got *received) {
 	t.Helper()
 	for range 2 {
 		l := openSigned(t, cfg)
@@ -129,6 +129,7 @@ func runSyslog(t *testing.T, cfg Config) {
 	l := openSigned(t, cfg)
 	until(t, "all delivered", func() bool { return l.sinks[0].position.Load() == l.durable.Load() })
 	mustClose(t, l)
+	got.arrived(t, cfg.Dir)
 }
 
 // TestSyslogTCP has a server that goes away again and again without a word, with
@@ -141,7 +142,8 @@ func TestSyslogTCP(t *testing.T) {
 	got := &received{}
 	syslogServer(t, ln, got, 50)
 	cfg := sinkConfig(t, SinkConfig{Name: "siem", Syslog: &SyslogConfig{Address: "tcp://" + ln.Addr().String()}})
-	runSyslog(t, cfg)
+	cfg.pauses.settle = time.Second // until the server has read that much and is gone
+	runSyslog(t, cfg, got)
 	t.Logf("%d records came more than once", got.check(t, cfg.Dir))
 }
 
@@ -154,7 +156,7 @@ func TestSyslogTLS(t *testing.T) {
 	got := &received{}
 	syslogServer(t, ln, got, 1_000)
 	cfg := sinkConfig(t, SinkConfig{Name: "siem", Syslog: &SyslogConfig{Address: "tls://" + ln.Addr().String(), CA: ca}})
-	runSyslog(t, cfg)
+	runSyslog(t, cfg, got)
 	got.check(t, cfg.Dir)
 	strange, err := newSyslog(SyslogConfig{Address: cfg.Sinks[0].Syslog.Address}, "", time.Millisecond)
 	if err != nil {
@@ -187,7 +189,7 @@ func TestSyslogUDP(t *testing.T) {
 		}
 	}()
 	cfg := sinkConfig(t, SinkConfig{Name: "siem", Syslog: &SyslogConfig{Address: "udp://" + conn.LocalAddr().String()}})
-	runSyslog(t, cfg)
+	runSyslog(t, cfg, got)
 	conn.Close()
 	<-done
 	got.check(t, cfg.Dir)

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	browserCallTimeout = 30 * time.Second
+	browserCallTimeout = 90 * time.Second
 	browserPoll        = 25 * time.Millisecond
 )
 
@@ -37,7 +37,7 @@ func Chromium(t testing.TB) *Browser {
 	fromUs, toBrowser := pipe(t)
 	fromBrowser, toUs := pipe(t)
 	args := []string{
-		"--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+		"--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--ignore-certificate-errors",
 		"--user-data-dir=" + t.TempDir(), "--remote-debugging-pipe", "about:blank",
 	}
@@ -102,7 +102,7 @@ func (b *Browser) Navigate(url string) {
 	if answer.ErrorText != "" {
 		b.t.Fatalf("chromium: open %s: %s", url, answer.ErrorText)
 	}
-	b.WaitFor(`document.readyState === "complete"`)
+	b.WaitFor("true")
 }
 
 // Eval returns the value of a JavaScript expression, awaited when it is a
@@ -142,13 +142,13 @@ func (b *Browser) Text(selector string) string {
 	return text
 }
 
-// WaitFor waits until the JavaScript expression js is true, through page loads,
-// for at most 30 s.
+// WaitFor waits until a page has loaded on which the JavaScript expression js is true,
+// for at most 90 s. Before that its styles and its buttons may be missing.
 func (b *Browser) WaitFor(js string) {
 	b.t.Helper()
 	deadline := time.Now().Add(browserCallTimeout)
 	for {
-		v, err := b.tryEval("Boolean(" + js + ")") // fails while a page is being replaced
+		v, err := b.tryEval(`document.readyState === "complete" && Boolean(` + js + ")") // fails while a page is being replaced
 		if v == true {
 			return
 		}
