@@ -392,12 +392,12 @@ func (p proxied) ask(t *testing.T, method, url, body string) (int, string) {
 	return resp.StatusCode, string(b)
 }
 
-// within tries for 30 seconds: API servers learn of roles by a watch, and keep for ten
+// within tries for two minutes: API servers learn of roles by a watch, and keep for ten
 // seconds who may impersonate.
 func within(t *testing.T, what string, ok func() error) {
 	t.Helper()
 	var err error
-	for range 120 {
+	for range 480 {
 		if err = ok(); err == nil {
 			return
 		}

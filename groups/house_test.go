@@ -126,7 +126,7 @@ func (h *house) inStore() map[string]string {
 // eventually waits until ok, which nothing but a bug keeps from coming.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for range 3000 {
+	for range 6000 {
 		if ok() {
 			return
 		}

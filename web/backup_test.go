@@ -236,13 +236,14 @@ func TestBackupBrokenOff(t *testing.T) {
 func TestBackupOutlivesTimeouts(t *testing.T) {
 	for _, h2 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("HTTP/2 %v", h2), func(t *testing.T) {
+			t.Parallel()
 			v := newVault(t, func(s *httptest.Server) {
 				s.EnableHTTP2 = h2
-				s.Config.ReadTimeout, s.Config.WriteTimeout = 200*time.Millisecond, 300*time.Millisecond
+				s.Config.ReadTimeout, s.Config.WriteTimeout = 2*time.Second, 3*time.Second
 			})
 			v.store.Read(func(keys []string) error {
 				if strings.HasPrefix(keys[0], "a/") {
-					time.Sleep(20 * time.Millisecond) // a second in all
+					time.Sleep(80 * time.Millisecond) // four seconds in all
 				}
 				return nil
 			})

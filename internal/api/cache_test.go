@@ -401,9 +401,12 @@ func TestKeyringThatFails(t *testing.T) {
 				t.Errorf("with the token in the file: %v", err)
 			}
 			broken.Store(false)
+			hurried := c.ring.timeout
+			c.ring.timeout = time.Minute
 			if err := c.Add(t.Context(), f.login()); err != nil {
 				t.Fatal(err)
 			}
+			c.ring.timeout = hurried
 			broken.Store(true) // it is in the keyring now, which locks
 			if _, err := c.ClusterToken(t.Context(), f.account(), "prod", never(t)); err == nil || !strings.Contains(err.Error(), "the keyring does not give") {
 				t.Errorf("with the token in the keyring: %v", err)

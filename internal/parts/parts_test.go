@@ -46,7 +46,7 @@ func TestFreePortIsNeverGivenTwice(t *testing.T) {
 func shell(t *testing.T, script string, ready error) Command {
 	return Command{
 		Path: "/bin/sh", Args: []string{"-c", script}, LogFile: filepath.Join(t.TempDir(), "log"),
-		Ready: func(context.Context) error { return ready }, ReadyTimeout: time.Second,
+		Ready: func(context.Context) error { return ready },
 	}
 }
 
@@ -59,15 +59,19 @@ func TestProcessThatEndsEarlyIsReported(t *testing.T) {
 
 // TestProcessThatIsNeverReady leaves nothing behind, whatever ended the wait.
 func TestProcessThatIsNeverReady(t *testing.T) {
-	c := shell(t, `echo $$; sleep 300 & wait`, errors.New("not yet"))
+	c := shell(t, `echo $$; sleep 300 & wait`, nil)
+	c.ReadyTimeout = 3 * time.Second
 	for _, want := range []error{nil, errors.New("the person gave up")} {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		if want != nil {
-			time.AfterFunc(100*time.Millisecond, func() { cancel(want) })
+		c.Ready = func(context.Context) error {
+			if log, err := os.ReadFile(c.LogFile); err == nil && len(log) > 0 && want != nil {
+				cancel(want)
+			}
+			return errors.New("not yet")
 		}
 		_, err := Start(ctx, c)
 		cancel(nil)
-		if err == nil || want != nil && !errors.Is(err, want) || want == nil && !strings.Contains(err.Error(), "not ready after 1s") {
+		if err == nil || want != nil && !errors.Is(err, want) || want == nil && !strings.Contains(err.Error(), "not ready after 3s") {
 			t.Fatalf("got %v", err)
 		}
 		log, err := os.ReadFile(c.LogFile)
