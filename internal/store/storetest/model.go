@@ -91,7 +91,11 @@ func (m *model) ops(rt *rapid.T) []store.Op {
 		}
 		byKey[op.Key] = op
 	}
-	return slices.Collect(maps.Values(byKey))
+	ops := make([]store.Op, 0, len(byKey))
+	for _, key := range slices.Sorted(maps.Keys(byKey)) {
+		ops = append(ops, byKey[key])
+	}
+	return ops
 }
 
 func (m *model) apply(rt *rapid.T, ops []store.Op, rev int64) {
