@@ -77,6 +77,19 @@ func (x *index) above(n int32) map[int32]bool {
 	return seen
 }
 
+// MayLookUp returns nil where a may search the directory for people to add: who
+// administers everything or owns a group. ErrForbidden.
+func (s *Service) MayLookUp(ctx context.Context, a Actor) error {
+	if s.IsAdmin(a) {
+		return nil
+	}
+	owned, _, err := s.List(ctx, a, Filter{Mine: true}, Page{Limit: 1})
+	if err == nil && len(owned) == 0 {
+		err = fmt.Errorf("look people up: %w", ErrForbidden)
+	}
+	return err
+}
+
 // The rights that acts need.
 func toSee(r Rights) bool        { return r.See }
 func toMembers(r Rights) bool    { return r.Members }
