@@ -158,8 +158,15 @@ func randomBytes(n int) []byte {
 	return b
 }
 
-// randomID returns 128 random bits, base64url.
-func randomID() string { return encode(randomBytes(16)) }
+// randomID returns 128 random bits, base64url. It begins with no hyphen: a command
+// would take such an id for a flag.
+func randomID() string {
+	for {
+		if id := encode(randomBytes(16)); id[0] != '-' {
+			return id
+		}
+	}
+}
 
 func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
 

@@ -172,3 +172,12 @@ func BenchmarkSessionsLoad(b *testing.B) {
 		l.Close()
 	}
 }
+
+// TestIDsAreNoFlags: commands take ids as arguments.
+func TestIDsAreNoFlags(t *testing.T) {
+	for range 2000 {
+		if id := randomID(); !isID(id) || id[0] == '-' {
+			t.Fatalf("id %q", id)
+		}
+	}
+}

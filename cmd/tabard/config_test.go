@@ -155,7 +155,8 @@ func TestConfigMistakes(t *testing.T) {
 			if code != exitFailed || !slices.Equal(got, tc.want) {
 				t.Errorf("exit %d\ngot  %s\nwant %s", code, strings.Join(got, "\n     "), strings.Join(tc.want, "\n     "))
 			}
-			if strings.Contains(stderr, secret) || strings.Contains(stderr, "9741") {
+			said := strings.ReplaceAll(stderr, filepath.Dir(path), "") // which has digits of its own
+			if strings.Contains(said, secret) || strings.Contains(said, "9741") {
 				t.Errorf("the secret is in the error:\n%s", stderr)
 			}
 		})

@@ -74,7 +74,7 @@ func (p *person) mustDo(stdin string, args ...string) string {
 func (p *person) login(user string) {
 	p.t.Helper()
 	out := p.mustDo("pw-"+user+"\n", "kubectl", "tabard", "login", "--server", p.issuer, "--ca-file", p.caFile, "--username", user, "--password-stdin")
-	if !strings.Contains(out, "Username  "+user+"\n") || strings.Contains(out, "pw-") {
+	if !strings.Contains(out, "Username  "+user+"\n") || holdsPassword(out) {
 		p.t.Fatalf("login printed %s", out)
 	}
 }
@@ -96,7 +96,7 @@ func (p *person) cached(change func(map[string]any)) {
 	if err == nil {
 		err = json.Unmarshal(b, &record)
 	}
-	if err == nil && strings.Contains(string(b), "pw-") {
+	if err == nil && holdsPassword(string(b)) {
 		p.t.Errorf("the cache holds a password: %s", b)
 	}
 	change(record)
