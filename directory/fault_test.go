@@ -130,7 +130,7 @@ func TestOneHostFails(t *testing.T) {
 						t.Errorf("sign-in %d: %v", i, err)
 					}
 				}
-				if took := time.Since(began); took > defaultBudget+time.Second {
+				if took := time.Since(began); took > 2*defaultBudget {
 					t.Errorf("took %s", took)
 				}
 			}
@@ -231,7 +231,7 @@ func signInsAtOnce(t *testing.T, d *Directory, n int) (right int) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("took %s of 300 ms", took)
 	}
 	return right

@@ -39,7 +39,7 @@ func Chromium(t testing.TB) *Browser {
 	args := []string{
 		"--headless", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
 		"--disable-component-update", "--disable-sync", "--ignore-certificate-errors",
-		"--user-data-dir=" + t.TempDir(), "--remote-debugging-pipe", "about:blank",
+		"--user-data-dir=" + profile(t), "--remote-debugging-pipe", "about:blank",
 	}
 	b.Process = Start(t, Command{Path: path, Args: args, ExtraFiles: []*os.File{fromUs, toUs}})
 	// Only Chromium may hold these ends, so that its end is the pipes' end.
@@ -52,6 +52,26 @@ func Chromium(t testing.TB) *Browser {
 	})
 	b.attach()
 	return b
+}
+
+// profile makes a folder that is removed when the browser is gone: some of its processes
+// write there for a moment longer than it lives, which t.TempDir would report.
+func profile(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		t.Fatalf("make a folder for Chromium: %v", err)
+	}
+	t.Cleanup(func() {
+		for range 200 {
+			if err = os.RemoveAll(dir); err == nil {
+				return
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+		t.Errorf("remove Chromium's folder: %v", err)
+	})
+	return dir
 }
 
 func pipe(t testing.TB) (r, w *os.File) {
