@@ -72,8 +72,11 @@ func TestCrossed(t *testing.T) {
 	other := h.open(h.bolt)
 	for range 20 {
 		h.group("x")
-		h.group("y")
-		eventually(t, "y at the other node", func() bool { return other.RightsOn(admin, "y").See })
+		y := h.group("y")
+		eventually(t, "y at the other node, not the one before it", func() bool {
+			g, err := other.Get(t.Context(), admin, "y")
+			return err == nil && g.ID == y.ID
+		})
 		var both sync.WaitGroup
 		var one, two error
 		both.Go(func() { _, one = h.Add(t.Context(), admin, "x", 0, local("y")) })
