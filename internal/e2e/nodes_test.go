@@ -180,6 +180,9 @@ func testTwoAdmins(t *testing.T, a, b *server, carol string) {
 	var seen api.Group
 	eventually(t, time.Minute, "B has the group", func() error {
 		got := b.api(carol, "GET", "/api/v1/groups/edited", "")
+		if got.status != http.StatusOK {
+			return fmt.Errorf("%d %s", got.status, got.body)
+		}
 		return json.Unmarshal([]byte(got.body), &seen)
 	})
 	got := make([]answer, 2)
