@@ -90,7 +90,7 @@ func TestMainJob(t *testing.T) {
 	k := startCluster(t, s, "kubernetes")
 
 	alice := s.login("kubernetes", "alice", "pw-alice")
-	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
+	eventually(t, 2*time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
 	who, err := k.KubectlWith(t, testenv.KubectlOptions{Token: s.mustRefresh("kubernetes", alice.RefreshToken).IDToken}, "auth", "whoami", "-o", "json")
 	if err != nil || !strings.Contains(who, `"alice"`) || !strings.Contains(who, `"corp:all-devs"`) {
 		t.Errorf("whoami: %v\n%s", err, who)
@@ -170,7 +170,7 @@ func TestES256(t *testing.T) {
 	s := startTabard(t, options{tokens: "{signingAlgorithm: ES256}"})
 	k := startCluster(t, s, "kubernetes")
 	tk := s.login("kubernetes", "alice", "pw-alice")
-	eventually(t, time.Minute, "alice is allowed by an ES256 token", func() error { return pods(t, k, tk.IDToken) })
+	eventually(t, 2*time.Minute, "alice is allowed by an ES256 token", func() error { return pods(t, k, tk.IDToken) })
 }
 
 // TestAuthProvider lets client-go's oidc auth-provider, inside kubectl, refresh an
@@ -186,7 +186,7 @@ func TestAuthProvider(t *testing.T) {
 	}}})
 	for round := range 2 {
 		time.Sleep(11 * time.Second) // the id_token is dead now
-		eventually(t, time.Minute, "kubectl by auth-provider", func() error {
+		eventually(t, 2*time.Minute, "kubectl by auth-provider", func() error {
 			_, err := k.KubectlWith(t, testenv.KubectlOptions{Kubeconfig: file}, "get", "pods", "-n", "default")
 			return err
 		})
@@ -222,7 +222,7 @@ func TestKubelogin(t *testing.T) {
 	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 15s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
-	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
+	eventually(t, 2*time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
 	cache := t.TempDir()
 
 	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)

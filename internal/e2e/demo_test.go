@@ -96,7 +96,7 @@ func children(t *testing.T, pid int) []int {
 func mustEnd(t *testing.T, pids []int) {
 	t.Helper()
 	for _, pid := range pids {
-		eventually(t, time.Minute, fmt.Sprintf("process %d ends", pid), func() error {
+		eventually(t, 2*time.Minute, fmt.Sprintf("process %d ends", pid), func() error {
 			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 			if err != nil || strings.Contains(string(stat), ") Z ") {
 				return nil

@@ -169,7 +169,7 @@ func TestAuthenticationConfig(t *testing.T) {
 	write(same)
 	k := startClusterWith(t, strings.Fields(s.clusterPrints("flags", "prod", "--for", "authn-config", "--dir", s.dir))...)
 	_, alice := s.session("alice")
-	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, alice) })
+	eventually(t, 2*time.Minute, "the API server knows the issuer", func() error { return pods(t, k, alice) })
 	wantSeen(t, k, alice)
 	if err := wantUnauthorized(pods(t, k, s.login("staging", "alice", "pw-alice").IDToken)); err != nil {
 		t.Errorf("token for staging at prod: %v", err)
@@ -230,7 +230,7 @@ func testGeneratedKubeconfigs(t *testing.T, s *server, k *testenv.KubeAPIServer)
 		t.Fatal(err)
 	}
 	var page []byte
-	eventually(t, time.Minute, "kubelogin opens a browser", func() (err error) {
+	eventually(t, 2*time.Minute, "kubelogin opens a browser", func() (err error) {
 		page, err = os.ReadFile(opened)
 		return err
 	})

@@ -35,7 +35,7 @@ func TestGroupsFromFiles(t *testing.T) {
 	t.Parallel()
 	s := startTabard(t, options{tokens: "{idTokenLifetime: 15s, minLifetime: 2s}"})
 	k := startCluster(t, s, "kubernetes")
-	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
+	eventually(t, 2*time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
 	carol, alice := s.signIn("carol", "pw-carol"), s.signIn("alice", "pw-alice")
 	w := &visitors{s: s, k: k, t: t, held: map[string]tokens{}}
 	for _, who := range []string{"bob", "dave"} {
@@ -52,7 +52,7 @@ func TestGroupsFromFiles(t *testing.T) {
 	if out := carol.must("explain", "dave", "--cluster", "prod"); !strings.Contains(out, "added by alice") || !strings.Contains(out, "pairing") {
 		t.Errorf("explain does not say who let dave in: %s", out)
 	}
-	eventually(t, time.Minute, "bob's time in the team ends", func() error {
+	eventually(t, 2*time.Minute, "bob's time in the team ends", func() error {
 		w.held["bob"] = s.mustRefresh("kubernetes", w.held["bob"].RefreshToken)
 		return wantForbidden("bob", pods(t, k, w.held["bob"].IDToken))
 	})

@@ -147,7 +147,7 @@ func testSameGroups(t *testing.T, a, b *server, carol string, bob tokens) {
 	}
 	seenBy := func(want []string) {
 		t.Helper()
-		eventually(t, time.Minute, "B knows what A has changed", func() error {
+		eventually(t, 2*time.Minute, "B knows what A has changed", func() error {
 			bob = b.mustRefresh("kubernetes", bob.RefreshToken)
 			if got := groupsOf(t, bob.IDToken); !slices.Equal(got, want) {
 				return fmt.Errorf("groups %v", got)
@@ -178,7 +178,7 @@ func testTwoAdmins(t *testing.T, a, b *server, carol string) {
 	t.Helper()
 	mustCreate(t, a, carol, "edited")
 	var seen api.Group
-	eventually(t, time.Minute, "B has the group", func() error {
+	eventually(t, 2*time.Minute, "B has the group", func() error {
 		got := b.api(carol, "GET", "/api/v1/groups/edited", "")
 		if got.status != http.StatusOK {
 			return fmt.Errorf("%d %s", got.status, got.body)
@@ -255,7 +255,7 @@ func testOneRotation(t *testing.T, a, b *server, carol string) {
 		}
 		return nil
 	})
-	eventually(t, time.Minute, "the same keys at both", func() error {
+	eventually(t, 2*time.Minute, "the same keys at both", func() error {
 		if ka, kb := get(t, a.client(), a.issuer+"/keys").body, get(t, b.client(), b.issuer+"/keys").body; ka != kb {
 			return fmt.Errorf("%s and %s", kidsOf(t, ka), kidsOf(t, kb))
 		}
@@ -292,7 +292,7 @@ func testDeathOfA(t *testing.T, a, b *server, carol string) {
 		}
 	})
 	w.work(0)
-	eventually(t, time.Minute, "work at both", func() error {
+	eventually(t, 2*time.Minute, "work at both", func() error {
 		if groups, refreshes := w.acknowledged(); groups == 0 || refreshes == 0 || did.Load() == 0 {
 			return fmt.Errorf("%d groups and %d refreshes at A, %d at B", groups, refreshes, did.Load())
 		}
@@ -301,7 +301,7 @@ func testDeathOfA(t *testing.T, a, b *server, carol string) {
 	a.Kill()
 	w.wait()
 	after := did.Load()
-	eventually(t, time.Minute, "B goes on", func() error {
+	eventually(t, 2*time.Minute, "B goes on", func() error {
 		if t.Failed() || did.Load() > after {
 			return nil
 		}
@@ -310,7 +310,7 @@ func testDeathOfA(t *testing.T, a, b *server, carol string) {
 	stop()
 	atB.Wait()
 	b.mustRefresh("kubernetes", w.token)
-	eventually(t, time.Minute, "B has what A acknowledged", func() error {
+	eventually(t, 2*time.Minute, "B has what A acknowledged", func() error {
 		for _, g := range w.groups {
 			if got := b.api(carol, "GET", "/api/v1/groups/"+g, ""); got.status != http.StatusOK {
 				return fmt.Errorf("%s: %d", g, got.status)

@@ -175,7 +175,7 @@ func TestPlugin(t *testing.T) {
 	s.tellAPIServers(map[string]*testenv.KubeAPIServer{"kubernetes": prod, "staging": staging})
 	p := s.person()
 	p.login("alice")
-	eventually(t, time.Minute, "the server tells of its clusters", func() error {
+	eventually(t, 2*time.Minute, "the server tells of its clusters", func() error {
 		_, err := p.do("", "kubectl", "tabard", "kubeconfig", "-o", p.kubeconfig)
 		return err
 	})
@@ -183,7 +183,7 @@ func TestPlugin(t *testing.T) {
 		t.Errorf("contexts %v", contexts)
 	}
 	for _, name := range []string{"prod", "staging"} {
-		eventually(t, time.Minute, "alice at "+name, func() error { return p.pods(name) })
+		eventually(t, 2*time.Minute, "alice at "+name, func() error { return p.pods(name) })
 	}
 	who := p.mustDo("", "kubectl", "--context", "staging", "auth", "whoami", "-o", "json")
 	if !strings.Contains(who, `"alice"`) || strings.Contains(who, `"corp:all-devs"`) {

@@ -34,7 +34,7 @@ func TestRotation(t *testing.T) {
 	s.start()
 	k := startCluster(t, s, "kubernetes")
 	carol := s.signIn("carol", "pw-carol")
-	eventually(t, time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
+	eventually(t, 2*time.Minute, "the API server knows the issuer", func() error { return pods(t, k, s.login("kubernetes", "alice", "pw-alice").IDToken) })
 
 	w := newWorkload(s, k)
 	ctx, stop := context.WithTimeout(t.Context(), lasts)

@@ -30,7 +30,7 @@ func TestDirectoryDown(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, time.Minute, "readyz names the directory that is down", unready)
+	eventually(t, 2*time.Minute, "readyz names the directory that is down", unready)
 	browser := s.browser()
 	f, _ := s.openSignIn(browser, authRequest("kubernetes"))
 	if a := s.submit(browser, f, "alice", "pw-alice"); a.status != http.StatusServiceUnavailable || !strings.Contains(a.body, "directory") || strings.Contains(a.body, "127.0.0.1:") {
@@ -39,7 +39,7 @@ func TestDirectoryDown(t *testing.T) {
 
 	slapd.Start(t)
 	var tk tokens
-	eventually(t, time.Minute, "sign-in after the directory came", func() error {
+	eventually(t, 2*time.Minute, "sign-in after the directory came", func() error {
 		b := s.browser()
 		f, _ := s.openSignIn(b, authRequest("kubernetes"))
 		a := s.submit(b, f, "alice", "pw-alice")
@@ -55,7 +55,7 @@ func TestDirectoryDown(t *testing.T) {
 		t.Errorf("refresh in an outage: %+v", got)
 	}
 	slapd.Start(t)
-	eventually(t, time.Minute, "refresh after the outage", func() error {
+	eventually(t, 2*time.Minute, "refresh after the outage", func() error {
 		if got := s.token(refresh("kubernetes", tk.RefreshToken)); got.status != http.StatusOK {
 			return fmt.Errorf("%+v", got)
 		}
@@ -79,7 +79,7 @@ func TestLastKnown(t *testing.T) {
 		t.Errorf("claims %v", c)
 	}
 	s.slapd.Start(t)
-	eventually(t, time.Minute, "fresh again", func() error {
+	eventually(t, 2*time.Minute, "fresh again", func() error {
 		tk = s.mustRefresh("kubernetes", tk.RefreshToken)
 		if claims(t, tk.IDToken)["tabard_stale"] == true {
 			return fmt.Errorf("still stale")

@@ -28,7 +28,7 @@ func TestServiceAccountGetsAToken(t *testing.T) {
 		})
 	}
 	var token string
-	eventually(t, time.Minute, "the client is there, and the API server knows the issuer", func() error {
+	eventually(t, 2*time.Minute, "the client is there, and the API server knows the issuer", func() error {
 		a := ask("ci", s.issuer)
 		if a.status != http.StatusOK {
 			return fmt.Errorf("%+v", a)
