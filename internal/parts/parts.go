@@ -86,10 +86,10 @@ func cacheDir() (string, error) {
 	return dir, nil
 }
 
-// Ports are given out from firstPort to where the system's own choice begins, which is
-// what outgoing connections use; blockSize apart.
+// Ports are given out from firstPort, above all that browsers refuse, to where the
+// system's own choice begins, which is what outgoing connections use; blockSize apart.
 const (
-	firstPort = 10000
+	firstPort = 11000
 	blockSize = 4
 )
 
