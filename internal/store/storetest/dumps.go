@@ -38,7 +38,8 @@ func testDump(t *testing.T, s store.Store) {
 		fmt.Sprintf("a/\x00\xff=odd@%d", first), fmt.Sprintf("a/1=new@%d", second), fmt.Sprintf("b/1=one@%d", first),
 		fmt.Sprintf("c/1=x@%d", second), fmt.Sprintf("é/1=@%d", first),
 	})
-	if _, listed, err := s.List(t.Context(), "", "", 1); err != nil || rev != listed || rev <= none {
+	// The sweep of c/old may come between the two.
+	if _, listed, err := s.List(t.Context(), "", "", 1); err != nil || listed < rev || listed > rev+1 || rev <= none {
 		t.Fatalf("revision %d, listed at %d, empty at %d; %v", rev, listed, none, err)
 	}
 	_, err := s.Dump(t.Context(), func(e store.Entry) error {

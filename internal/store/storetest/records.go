@@ -164,7 +164,7 @@ func testList(t *testing.T, s store.Store) {
 		want []string
 	}{{"m/k23", want[23:]}, {"m/k23x", want[24:]}, {"a", want}, {"n", nil}} {
 		entries, rev, err := s.List(t.Context(), "m/", c.from, 100)
-		if err != nil || rev != last {
+		if err != nil || rev < last || rev > last+int64(len(want)) { // the sweep may have written since, once for each -old
 			t.Fatalf("revision %d, want %d; %v", rev, last, err)
 		}
 		var got []string
