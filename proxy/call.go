@@ -16,6 +16,8 @@ type call struct {
 	as       *impersonation // whom the caller wants to be (--as), or nil
 	info     *request.RequestInfo
 	decision Decision
+	level    auditLevel // what is left of it in the trail
+	refused  string     // why we answered ourselves, where decision does not say it
 	auditID  string
 	started  time.Time
 	status   int   // of the answer, 0 before there is one

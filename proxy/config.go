@@ -34,6 +34,7 @@ type ExecConfig struct {
 type Config struct {
 	Hosts       []string           `yaml:"hosts,omitempty"` // reached at these too, beside <issuer>/k8s/clusters/NAME
 	Policy      []Rule             `yaml:"policy,omitempty"`
+	Examples    []Example          `yaml:"examples,omitempty"` // of the policy as a whole: want allow or deny
 	Audit       []AuditRule        `yaml:"audit,omitempty"`
 	Limits      LimitsConfig       `yaml:"limits,omitempty"`
 	Passthrough *PassthroughConfig `yaml:"passthrough,omitempty"` // nil: no tokens but ours
@@ -46,9 +47,28 @@ type Rule struct {
 	Effect   string    `yaml:"effect"` // allow or deny
 	When     string    `yaml:"when"`   // CEL, a bool
 	Reason   string    `yaml:"reason,omitempty"`
-	Hint     string    `yaml:"hint,omitempty"`   // what to do, e.g. "ask for group oncall"
-	DryRun   bool      `yaml:"dryRun,omitempty"` // only recorded
-	Examples []Example `yaml:"examples,omitempty"`
+	Hint     string    `yaml:"hint,omitempty"`     // what to do, e.g. "ask for group oncall"
+	DryRun   bool      `yaml:"dryRun,omitempty"`   // only recorded
+	Examples []Example `yaml:"examples,omitempty"` // of this rule alone: want match or noMatch
+}
+
+// Example is a request, what a policy or a rule has to make of it, and so a test that is
+// run before the configuration is taken. What is not given is empty.
+type Example struct {
+	User        string        `yaml:"user,omitempty"`
+	Groups      []string      `yaml:"groups,omitempty"`
+	Verb        string        `yaml:"verb,omitempty"`
+	Resource    string        `yaml:"resource,omitempty"`
+	Subresource string        `yaml:"subresource,omitempty"`
+	APIGroup    string        `yaml:"apiGroup,omitempty"`
+	Namespace   string        `yaml:"namespace,omitempty"`
+	Name        string        `yaml:"name,omitempty"`
+	Path        string        `yaml:"path,omitempty"`
+	Now         time.Time     `yaml:"now,omitempty"` // RFC 3339; must be given where a rule looks at it
+	SourceIP    string        `yaml:"sourceIP,omitempty"`
+	SessionAge  time.Duration `yaml:"sessionAge,omitempty"`
+	MFA         bool          `yaml:"mfa,omitempty"`
+	Want        string        `yaml:"want"` // match or noMatch of a rule, allow or deny of a policy
 }
 
 // AuditRule says what is left in the trail of requests that match; the first that
