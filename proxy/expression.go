@@ -3,10 +3,12 @@ package proxy
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/antlr4-go/antlr/v4"
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/checker"
 	"github.com/google/cel-go/common/ast"
@@ -16,6 +18,7 @@ import (
 	"github.com/google/cel-go/common/types/ref"
 	"github.com/google/cel-go/common/types/traits"
 	"github.com/google/cel-go/ext"
+	"github.com/google/cel-go/parser/gen"
 )
 
 const (
@@ -25,9 +28,33 @@ const (
 
 	// What costs are estimated with. Longer input is no danger: then the cost goes up in
 	// proportion, or the expression has a limit when it is run.
-	likelyText   = 1 << 10
+	likelyText   = 256
+	likelyPath   = 4 << 10
 	likelyGroups = 512
 )
+
+// CEL reserves the word namespace, so expressions are given to it with another of the same
+// length in its place.
+const (
+	reserved = "namespace"
+	standIn  = "Namespace"
+)
+
+// unreserve replaces the variable namespace, as CEL's own lexer sees it.
+func unreserve(text string) string {
+	lexer := gen.NewCELLexer(antlr.NewInputStream(text))
+	lexer.RemoveErrorListeners() // the parser complains better
+	runes, before := []rune(text), antlr.TokenInvalidType
+	for t := lexer.NextToken(); t.GetTokenType() != antlr.TokenEOF; t = lexer.NextToken() {
+		if t.GetTokenType() == gen.CELLexerIDENTIFIER && before != gen.CELLexerDOT && t.GetText() == reserved {
+			copy(runes[t.GetStart():], []rune(standIn))
+		}
+		if t.GetChannel() == antlr.TokenDefaultChannel { // not blanks and comments
+			before = t.GetTokenType()
+		}
+	}
+	return string(runes)
+}
 
 // variables are what an expression knows of a request.
 var variables = [...]struct {
@@ -41,7 +68,7 @@ var variables = [...]struct {
 	{"resource", cel.StringType, func(in *Input) ref.Val { return types.String(in.Resource) }},
 	{"subresource", cel.StringType, func(in *Input) ref.Val { return types.String(in.Subresource) }},
 	{"apiGroup", cel.StringType, func(in *Input) ref.Val { return types.String(in.APIGroup) }},
-	{"namespace", cel.StringType, func(in *Input) ref.Val { return types.String(in.Namespace) }},
+	{standIn, cel.StringType, func(in *Input) ref.Val { return types.String(in.Namespace) }},
 	{"name", cel.StringType, func(in *Input) ref.Val { return types.String(in.Name) }},
 	{"path", cel.StringType, func(in *Input) ref.Val { return types.String(in.Path) }},
 	{"now", cel.TimestampType, func(in *Input) ref.Val { return types.Timestamp{Time: in.Now} }},
@@ -168,7 +195,7 @@ func (x *expressions) compile(path, text string) (*expression, error) {
 	if len(text) > maxExpression || !utf8.ValidString(text) {
 		return nil, wrong(path, "must be UTF-8 text of at most %d bytes: write several rules", maxExpression)
 	}
-	checked, issues := x.env.Compile(text)
+	checked, issues := x.env.Compile(unreserve(text))
 	if issues.Err() != nil {
 		return nil, mistakes(path, issues)
 	}
@@ -266,7 +293,11 @@ func mistakes(path string, issues *cel.Issues) error {
 		if strings.HasPrefix(e.Message, "undeclared reference") {
 			hint = ": the variables are " + variableNames()
 		}
-		errs = append(errs, wrong(path, "line %d, column %d: %s%s", e.Location.Line(), e.Location.Column()+1, oneLine(e.Message), hint))
+		place := ""
+		if e.Location.Line() > 0 {
+			place = fmt.Sprintf("line %d, column %d: ", e.Location.Line(), e.Location.Column()+1)
+		}
+		errs = append(errs, wrong(path, "%s%s%s", place, oneLine(e.Message), hint))
 	}
 	return errors.Join(errs...)
 }
@@ -276,7 +307,7 @@ func variableNames() string {
 	for i, v := range variables {
 		list[i] = v.name
 	}
-	return strings.Join(list, ", ")
+	return strings.Replace(strings.Join(list, ", "), standIn, reserved, 1)
 }
 
 // oneLine is at most 200 bytes of s without line breaks or other control characters.
@@ -299,6 +330,8 @@ func (sizes) EstimateSize(n checker.AstNode) *checker.SizeEstimate {
 	switch {
 	case n.Type() != nil && n.Type().Kind() == types.ListKind && len(n.Path()) == 1:
 		return &checker.SizeEstimate{Max: likelyGroups}
+	case slices.Equal(n.Path(), []string{"path"}):
+		return &checker.SizeEstimate{Max: likelyPath}
 	case len(n.Path()) > 0:
 		return &checker.SizeEstimate{Max: likelyText}
 	}

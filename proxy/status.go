@@ -55,6 +55,11 @@ func tooLarge(limit int64) *answer {
 	return &answer{code: http.StatusRequestEntityTooLarge, reason: metav1.StatusReasonRequestEntityTooLarge, message: fmt.Sprintf("the body is larger than %d bytes", limit)}
 }
 
+// uriTooLong is 414, which has no reason of its own in Kubernetes either.
+func uriTooLong() *answer {
+	return &answer{code: http.StatusRequestURITooLong, reason: metav1.StatusReasonBadRequest, message: "the request's path and query are too long"}
+}
+
 // headersTooLarge is 431, which has no reason of its own in Kubernetes.
 func headersTooLarge() *answer {
 	return &answer{code: http.StatusRequestHeaderFieldsTooLarge, reason: metav1.StatusReasonBadRequest, message: "the request's headers are too large"}
