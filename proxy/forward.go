@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -49,6 +50,7 @@ type forwarding struct {
 	token  string        // of a foreign one
 	next   http.RoundTripper
 	open   *stream // nil for what ends by itself
+	body   *sent   // nil for none
 	failed error
 }
 
@@ -96,7 +98,8 @@ func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *r
 	r.URL = f.target.at(up.url())
 	if r.Body != nil && r.Body != http.NoBody {
 		limit := f.call.cluster.cfg.Proxy.Limits.MaxBody
-		r.Body = &sent{ReadCloser: http.MaxBytesReader(w.ResponseWriter, r.Body, limit), rc: rc, ctx: ctx}
+		f.body = &sent{ReadCloser: http.MaxBytesReader(w.ResponseWriter, r.Body, limit), rc: rc, ctx: ctx}
+		r.Body = f.body
 	}
 	rp := httputil.ReverseProxy{
 		Rewrite: f.rewrite, Transport: f, ModifyResponse: f.received, ErrorLog: f.p.errorLog, BufferPool: pool,
@@ -193,14 +196,14 @@ func (f *forwarding) relocate(h http.Header) {
 
 // explain says in an *answer why there was none from the API server.
 func (f *forwarding) explain(ctx context.Context, err error) error {
-	var long *http.MaxBytesError
+	if f.body != nil {
+		if err := f.body.explain(); err != nil {
+			return err
+		}
+	}
 	switch {
 	case f.open != nil && f.open.reason() != "":
 		return unavailable(time.Second, "ended: "+f.open.reason())
-	case errors.As(err, &long):
-		return tooLarge(long.Limit)
-	case errors.Is(err, errSlow):
-		return &answer{code: http.StatusRequestTimeout, reason: metav1.StatusReasonTimeout, message: "the request's body came too slowly"}
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return gatewayTimeout("the API server did not answer in time")
 	case ctx.Err() != nil:
@@ -213,14 +216,13 @@ func (f *forwarding) explain(ctx context.Context, err error) error {
 	return badGateway("the cluster's API server cannot be reached from Tabard")
 }
 
-var errSlow = errors.New("the client sends too slowly")
-
 // sent is a request's body as the client sends it.
 type sent struct {
 	io.ReadCloser
-	rc   *http.ResponseController
-	ctx  context.Context
-	till time.Time // deadline of reads, extended now and then
+	rc     *http.ResponseController
+	ctx    context.Context
+	till   time.Time // deadline of reads, extended now and then
+	failed atomic.Pointer[error]
 }
 
 // Read waits for a client for bodyIdle at most.
@@ -230,11 +232,27 @@ func (s *sent) Read(p []byte) (int, error) {
 		_ = s.rc.SetReadDeadline(s.till)
 	}
 	n, err := s.ReadCloser.Read(p)
-	switch {
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		err = errSlow
-	case err != nil:
+	if err != nil && err != io.EOF {
+		s.failed.CompareAndSwap(nil, &err)
+	}
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = s.rc.SetReadDeadline(time.Time{}) // from here on a read only waits for the client to go away
 	}
 	return n, err
+}
+
+// explain says in an *answer what was wrong with the body, nil for nothing.
+func (s *sent) explain() error {
+	err := s.failed.Load()
+	if err == nil {
+		return nil
+	}
+	var long *http.MaxBytesError
+	switch {
+	case errors.As(*err, &long):
+		return tooLarge(long.Limit)
+	case errors.Is(*err, os.ErrDeadlineExceeded):
+		return &answer{code: http.StatusRequestTimeout, reason: metav1.StatusReasonTimeout, message: "the request's body came too slowly"}
+	}
+	return badRequest("the request's body cannot be read")
 }

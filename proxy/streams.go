@@ -207,8 +207,8 @@ func (p *Proxy) lookAfter(ctx context.Context) {
 	}
 }
 
-// bearerOf is what a Recheck depends on.
-type bearerOf struct{ cluster, sub, session, jti string }
+// holder is what a Recheck depends on: a token.
+type holder struct{ cluster, sub, session, jti string }
 
 // seen is the outcome of one Recheck.
 type seen struct {
@@ -220,7 +220,7 @@ type seen struct {
 func (p *Proxy) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
-	routes, now, known := p.routes.Load(), p.Now(), map[bearerOf]seen{}
+	routes, now, known := p.routes.Load(), p.Now(), map[holder]seen{}
 	for _, s := range p.streams.all() {
 		if s.reason() != "" {
 			s.kill(now.Add(-cutGrace))
@@ -235,7 +235,7 @@ func (p *Proxy) look(ctx context.Context) {
 }
 
 // ended says why a stream may not go on, or "".
-func (p *Proxy) ended(ctx context.Context, routes *routes, s *stream, now time.Time, known map[bearerOf]seen) string {
+func (p *Proxy) ended(ctx context.Context, routes *routes, s *stream, now time.Time, known map[holder]seen) string {
 	if why := moved(routes, s.call.cluster); why != "" {
 		return why
 	}
@@ -246,7 +246,7 @@ func (p *Proxy) ended(ctx context.Context, routes *routes, s *stream, now time.T
 			return "passthrough was switched off"
 		}
 	} else {
-		k := bearerOf{c.cfg.Name, s.who.Sub, s.who.Session, s.who.JTI}
+		k := holder{c.cfg.Name, s.who.Sub, s.who.Session, s.who.JTI}
 		is, ok := known[k]
 		if !ok {
 			is.who, is.err = p.Authority.Recheck(ctx, s.call.who)
