@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -272,10 +273,21 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 			err = errors.ErrUnsupported
 		}
 		v.SetBool(strings.EqualFold(text, "true"))
+	case v.Kind() == reflect.Float64:
+		var f float64
+		want = "a number"
+		if f, err = strconv.ParseFloat(text, 64); math.IsNaN(f) || math.IsInf(f, 0) {
+			err = errors.ErrUnsupported
+		}
+		v.SetFloat(f)
 	default:
 		var i int64
 		want = "a whole number"
-		i, err = strconv.ParseInt(text, 10, 32)
+		bits := 32
+		if v.Kind() == reflect.Int64 { // bytes
+			bits = 53
+		}
+		i, err = strconv.ParseInt(text, 10, bits)
 		v.SetInt(i)
 	}
 	if err != nil {
@@ -305,11 +317,7 @@ func join(path, key string) string {
 
 // notYet says whether a key of the contract is for a later version.
 func notYet(path string) bool {
-	switch listIndex.ReplaceAllString(path, "[]") {
-	case "clusters[].apiServer.tokenFile", "clusters[].proxy", "clusters[].requireSecondFactor":
-		return true
-	}
-	return false
+	return listIndex.ReplaceAllString(path, "[]") == "clusters[].requireSecondFactor"
 }
 
 var listIndex = regexp.MustCompile(`\[\d+\]`)
