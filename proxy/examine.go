@@ -119,7 +119,7 @@ func (e *examination) whoAmI(ctx context.Context, rt http.RoundTripper, h http.H
 // one for a person has on it.
 func (e *examination) impersonates(ctx context.Context) {
 	nobody := impersonation{User: "tabard-doctor", UID: "tabard-doctor", Groups: []string{"tabard-doctor"}, Extra: map[string][]string{}}
-	for _, key := range extraKeys() {
+	for _, key := range ExtraKeys() {
 		nobody.Extra[key] = []string{"tabard-doctor"}
 	}
 	h := http.Header{}
@@ -140,8 +140,8 @@ func (e *examination) impersonates(ctx context.Context) {
 	e.say("ok", "the proxy's account may impersonate users, groups, uids and each extra that is sent")
 }
 
-// extraKeys are the extras that the proxy sends.
-func extraKeys() []string {
+// ExtraKeys are the keys of the extra attributes that the proxy impersonates people with.
+func ExtraKeys() []string {
 	return []string{idp.ExtraCredentialID, idp.ExtraSession, extraAddress, extraImpersonator, extraImpersonatorUID}
 }
 
