@@ -89,12 +89,12 @@ func TestConfigMistakes(t *testing.T) {
 			":14:54: clusters[0].apiServer.tokenFile: DIR/b does not exist: create it or correct the path",
 			":16:19: clusters[0].proxy.passthrough.tokenFile: DIR/c does not exist: create it or correct the path",
 			":17:65: clusters[1].apiServer.certFile: certFile and keyFile do not fit together (failed to find any PEM data in certificate input): both must be PEM, and the key the certificate's own"}},
-		{"types in the proxy", "- {name: prod, clientID: kubernetes}", "- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, inCluster: 1, exec: {command: x, args: y, env: [z], shell: true}}\n  proxy:\n    host: a\n    policy: [{name: x, effect: deny, when: true, examples: [{now: today, want: match}]}]\n    limits: {rate: fast, burst: 1.5, timeout: 60}", []string{
+		{"types in the proxy", "- {name: prod, clientID: kubernetes}", "- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, inCluster: 1, exec: {command: x, args: y, env: [z], shell: true}}\n  proxy:\n    host: a\n    policy: [{name: x, effect: deny, when: true, examples: [{now: today, want: match}]}]\n    limits: {rate: fast, burst: 1.5, timeout: 60, maxBody: 1MB}", []string{
 			":14:54: clusters[0].apiServer.inCluster: must be true or false", ":14:82: clusters[0].apiServer.exec.args: must be a list",
 			":14:90: clusters[0].apiServer.exec.env: must be a mapping of keys to values", ":14:95: clusters[0].apiServer.exec.shell: is not a key: use args, command, env",
 			":16:5: clusters[0].proxy.host: is not a key: use audit, examples, hosts, limits, passthrough, policy",
 			":17:44: clusters[0].proxy.policy[0].when: must be text: put it in quotes", ":17:67: clusters[0].proxy.policy[0].examples[0].now: must be a time with its zone, such as 2027-01-31T18:00:00Z",
-			":18:20: clusters[0].proxy.limits.rate: must be a number", ":18:33: clusters[0].proxy.limits.burst: must be a whole number", ":18:47: clusters[0].proxy.limits.timeout: must be a duration such as 90s, 5m or 8h"}},
+			":18:20: clusters[0].proxy.limits.rate: must be a number", ":18:33: clusters[0].proxy.limits.burst: must be a whole number", ":18:47: clusters[0].proxy.limits.timeout: must be a duration such as 90s, 5m or 8h", ":18:60: clusters[0].proxy.limits.maxBody: must be a size such as 16MiB"}},
 		{"API server", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: http://10.0.0.1:6443, caFile: nowhere}}", []string{
 			":12:50: clusters[0].apiServer.url: must be an https URL without user, query or fragment, e.g. https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"webhook without callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {}}", []string{":12:38: clusters[0].webhook.callers: is missing: name a file with a secret that the API server sends"}},

@@ -105,6 +105,7 @@ func (d *doctor) examine(ctx context.Context, path string) {
 	if d.user != "" && !d.found {
 		d.say("user", resultFail, "nobody signs in as %s in a directory that answers", d.user)
 	}
+	d.proxies(ctx)
 	d.issuer(ctx, running)
 }
 

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -524,5 +525,77 @@ func TestProxyHasNoDeadline(t *testing.T) {
 			time.AfterFunc(1500*time.Millisecond, func() { up.send("late") })
 			expect(t, bufio.NewReader(resp.Body), "late")
 		})
+	}
+}
+
+// TestProxyDoctor: what the doctor finds at API servers is told of their clusters.
+func TestProxyDoctor(t *testing.T) {
+	up, gone := startAPIServer(t), startAPIServer(t)
+	gone.Close()
+	path := writeConfig(t, strings.Replace(minimal, "- {name: prod, clientID: kubernetes}\n",
+		up.proxied("prod", "kubernetes", "")+gone.proxied("lab", "lab", "")+"- {name: flags, clientID: flags, apiServer: {url: \"https://127.0.0.1:1\"}}\n", 1))
+	code, stdout, stderr := command(t, "doctor", "--config", path, "-o", "json")
+	var report struct{ Checks []finding }
+	if err := json.Unmarshal([]byte(stdout), &report); err != nil {
+		t.Fatalf("%v: %s%s", err, stdout, stderr)
+	}
+	if got, want := check(report.Checks, "cluster prod"), up.URL+" answers"; !strings.Contains(got, want) {
+		t.Errorf("no %q in\n%s", want, got)
+	}
+	if got := check(report.Checks, "cluster lab"); code != exitFailed || !strings.HasPrefix(got, "fail: "+gone.URL+" cannot be reached") {
+		t.Errorf("exit %d, lab: %s", code, got)
+	}
+	if got := check(report.Checks, "cluster flags"); got != "" {
+		t.Errorf("a cluster without a proxy: %s", got)
+	}
+	if strings.Contains(stdout, accountToken) {
+		t.Error("the doctor tells the account's token")
+	}
+}
+
+// TestProxyMistakes: each mistake that the proxy finds in its part stands at its line.
+func TestProxyMistakes(t *testing.T) {
+	path := writeConfig(t, strings.Replace(minimal, "- {name: prod, clientID: kubernetes}\n", `- name: prod
+  clientID: kubernetes
+  apiServer: {url: https://10.0.0.1:6443, tokenFile: tabard.yaml}
+  proxy:
+    hosts: [id.corp.example, a.example, "b.example:1"]
+    policy:
+    - {name: x, effect: deny, when: "user == 1"}
+    - {name: x, effect: block, when: "verb == 'get'"}
+    - name: y
+      effect: deny
+      when: "verb == 'delete'"
+      examples:
+      - {verb: get, want: match}
+    - {name: z, effect: allow}
+    audit:
+    - {when: "true", level: loud}
+    limits: {rate: -1, inFlight: -2, timeout: 1ns}
+    passthrough: {}
+- {name: two, clientID: two, proxy: {hosts: [a.example]}}
+- {name: three, clientID: three, apiServer: {url: "https://x", certFile: tabard.yaml, exec: {command: ""}}, proxy: {}}
+- {name: four, clientID: four, apiServer: {url: "https://x"}, proxy: {}}
+`, 1))
+	code, _, stderr := command(t, "config", "check", path)
+	var got []string
+	for line := range strings.Lines(stderr) {
+		at, _, _ := strings.Cut(strings.TrimPrefix(line, path), ": ")
+		key, _, _ := strings.Cut(strings.TrimPrefix(line, path+at+": "), ": ")
+		got = append(got, at+" "+key)
+	}
+	want := []string{
+		":16:13 clusters[0].proxy.hosts[0]", ":16:41 clusters[0].proxy.hosts[2]", ":18:31 clusters[0].proxy.policy[0].when",
+		":19:8 clusters[0].proxy.policy[1].name", ":19:17 clusters[0].proxy.policy[1].effect", ":24:9 clusters[0].proxy.policy[2].examples[0]",
+		":25:7 clusters[0].proxy.policy[3].when", ":27:22 clusters[0].proxy.audit[0].level", ":28:14 clusters[0].proxy.limits.rate",
+		":28:24 clusters[0].proxy.limits.inFlight", ":28:38 clusters[0].proxy.limits.timeout", ":29:5 clusters[0].proxy.passthrough.tokenFile",
+		":30:3 clusters[1].apiServer.url", ":30:3 clusters[1].apiServer", ":30:46 clusters[1].proxy.hosts[0]", ":31:34 clusters[2].apiServer",
+		":31:64 clusters[2].apiServer.certFile", ":31:94 clusters[2].apiServer.exec.command", ":32:32 clusters[3].apiServer",
+	}
+	if code != exitFailed || !slices.Equal(got, want) {
+		t.Errorf("exit %d:\n%s\nwant\n%s", code, stderr, strings.Join(want, "\n"))
+	}
+	if strings.Contains(stderr, secret) {
+		t.Error("the secret is in the error")
 	}
 }

@@ -19,7 +19,12 @@ type ClusterConfig struct {
 	Proxy     *proxy.Config         `yaml:"proxy"` // nil: none
 }
 
-// ClusterPath is where proxied clusters are, under the issuer.
+// proxied is what the proxy is told of the cluster.
+func (c *ClusterConfig) proxied() proxy.ClusterConfig {
+	return proxy.ClusterConfig{Name: c.Name, APIServer: c.APIServer, Proxy: c.Proxy}
+}
+
+// clusterPath is where proxied clusters are, under the issuer.
 const clusterPath = "/k8s/clusters/"
 
 // apiServerFiles reads what a cluster's apiServer and proxy name.
@@ -59,7 +64,7 @@ func (l *loader) proxies() {
 	c.idp.Clusters = make([]idp.ClusterConfig, len(c.Clusters))
 	for i := range c.Clusters {
 		cl, at := &c.Clusters[i], fmt.Sprintf("clusters[%d]", i)
-		clusters[i] = proxy.ClusterConfig{Name: cl.Name, APIServer: cl.APIServer, Proxy: cl.Proxy}
+		clusters[i] = cl.proxied()
 		c.idp.Clusters[i] = cl.ClusterConfig
 		if cl.Proxy == nil {
 			l.unusedAccount(at+".apiServer", cl.APIServer)
