@@ -42,8 +42,8 @@ type recorder struct {
 	mu     sync.Mutex
 	closed bool
 	ending sync.WaitGroup // those who queue an event; none is added after closed
-	stop   chan struct{} // closed by Close: no more is queued
-	ended  chan struct{} // closed when run has returned
+	stop   chan struct{}  // closed by Close: no more is queued
+	ended  chan struct{}  // closed when run has returned
 	ctx    context.Context
 	giveUp context.CancelFunc // ends every write and every wait
 }

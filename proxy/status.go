@@ -36,15 +36,41 @@ func unauthorized() *answer {
 		message: "the token is missing, expired or not for this cluster: sign in again with kubectl tabard login"}
 }
 
-// forbidden is what the policy refused.
+// forbidden is what the policy refused: which rule, why, and what to do.
 func forbidden(info *request.RequestInfo, d Decision) *answer {
-	a := forbiddenFor(info, fmt.Sprintf("rule %q of Tabard's policy: %s", d.Rule, d.Reason))
-	return a
+	why := "Tabard's policy"
+	if d.Rule != "" {
+		why = fmt.Sprintf("rule %q of Tabard's policy", d.Rule)
+	}
+	if d.Reason != "" {
+		why += ": " + d.Reason
+	}
+	if d.Hint != "" {
+		why += ". What to do: " + d.Hint
+	}
+	return forbiddenFor(info, why)
 }
 
 // forbiddenFor names what was asked for as the API server does, and says why not.
 func forbiddenFor(info *request.RequestInfo, why string) *answer {
-	return &answer{code: http.StatusForbidden, reason: metav1.StatusReasonForbidden, message: why}
+	a := &answer{code: http.StatusForbidden, reason: metav1.StatusReasonForbidden}
+	if !info.IsResourceRequest {
+		a.message = fmt.Sprintf("path %q is forbidden: %s", oneLine(info.Path), why)
+		return a
+	}
+	a.details = &metav1.StatusDetails{Group: info.APIGroup, Kind: info.Resource, Name: info.Name}
+	what := info.Resource
+	if info.APIGroup != "" {
+		what += "." + info.APIGroup
+	}
+	if info.Subresource != "" {
+		what += "/" + info.Subresource
+	}
+	if info.Name != "" {
+		what += fmt.Sprintf(" %q", info.Name)
+	}
+	a.message = fmt.Sprintf("%s is forbidden: %s", oneLine(what), why)
+	return a
 }
 
 func notFound(message string) *answer {
@@ -82,11 +108,16 @@ func gatewayTimeout(message string) *answer {
 	return &answer{code: http.StatusGatewayTimeout, reason: metav1.StatusReasonTimeout, message: message}
 }
 
-// writeStatus answers with a. requestID is shown with it, if there is one.
+// writeStatus answers with a. requestID is shown with it, if there is one, so that the log
+// and the trail can be asked for the cause.
 func writeStatus(w http.ResponseWriter, requestID string, a *answer) {
 	s := metav1.Status{
 		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure,
-		Code: int32(a.code), Reason: a.reason, Message: a.message, Details: a.details,
+		Code: int32(a.code), Reason: a.reason, Message: a.message,
+	}
+	if a.details != nil {
+		details := *a.details
+		s.Details = &details
 	}
 	h := w.Header()
 	if requestID != "" {
