@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -323,9 +324,9 @@ func (w *world) use(t testing.TB, clusters ...ClusterConfig) {
 // client speaks HTTP/1.1 or HTTP/2 to the proxy.
 func (w *world) client(t testing.TB, protocol string) *http.Client {
 	t.Helper()
-	tr := w.front.Client().Transport.(*http.Transport).Clone()
-	tr.DisableCompression = true
-	tr.Protocols = new(http.Protocols)
+	roots := x509.NewCertPool()
+	roots.AddCert(w.front.Certificate())
+	tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableCompression: true, Protocols: new(http.Protocols)}
 	tr.Protocols.SetHTTP1(protocol == "HTTP/1.1")
 	tr.Protocols.SetHTTP2(protocol == "HTTP/2.0")
 	t.Cleanup(tr.CloseIdleConnections)
