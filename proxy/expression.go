@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	_ "time/tzdata" // rules name time zones, and the image has no files of them
 	"unicode/utf8"
 
 	"github.com/antlr4-go/antlr/v4"
