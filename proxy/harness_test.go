@@ -82,6 +82,18 @@ func (p *people) regroup(session string, groups ...string) {
 	p.groups[session] = groups
 }
 
+func (p *people) rename(session, name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.renamed[session] = name
+}
+
+func (p *people) checked() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.checks
+}
+
 func (p *people) Identify(_ context.Context, cluster, token string) (idp.Identity, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
