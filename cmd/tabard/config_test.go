@@ -319,6 +319,18 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// TestExampleOfProxy: what the example shows of the proxy passes as well.
+func TestExampleOfProxy(t *testing.T) {
+	_, shown, _ := strings.Cut(string(exampleConfig), "\n  #proxy:")
+	shown, _, ok := strings.Cut("\n  #proxy:"+shown, "\n  #tokens:")
+	path := writeConfig(t, strings.Replace(minimal, "- {name: prod, clientID: kubernetes}\n",
+		"- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, inCluster: true}"+strings.ReplaceAll(shown, "\n  #", "\n  ")+"\n", 1))
+	writeFile(t, filepath.Join(filepath.Dir(path), "prod-review-token"), "x", 0o600)
+	if code, stdout, stderr := command(t, "config", "check", path); !ok || code != exitDone || stderr != "" {
+		t.Errorf("exit %d: %s%s\n%s", code, stdout, stderr, shown)
+	}
+}
+
 // TestSchema holds the keys of the example, commented ones included, against
 // those of the schema, both ways.
 func TestSchema(t *testing.T) {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/sirupsen/logrus"
 
 	"github.com/tabard-id/tabard/idp"
@@ -322,6 +323,9 @@ func TestProxy(t *testing.T) {
 			t.Errorf("metrics without %s", want)
 		}
 	}
+	if n := strings.Count(s.log.String(), `"level":"debug","method":"GET"`); n < 3 || !strings.Contains(s.log.String(), `"path":"/id/k8s/clusters/prod/api/v1/pods"`) {
+		t.Errorf("%d requests in the log", n)
+	}
 	if log := s.log.String(); strings.Contains(log, accountToken) || strings.Contains(log, token) || strings.Contains(log, "__Host-") {
 		t.Error("a token or a cookie is in the log")
 	}
@@ -479,41 +483,101 @@ func (anybody) Recheck(_ context.Context, id idp.Identity) (idp.Identity, error)
 
 func (anybody) AppendAll(context.Context, []audit.Event) error { return nil }
 
+// trapped is an Authority that panics.
+type trapped struct{ anybody }
+
+func (trapped) Identify(context.Context, string, string) (idp.Identity, error) {
+	panic("of an authority")
+}
+
+// proxyServer is a server in front of one proxied cluster.
+func proxyServer(t *testing.T, up *apiServer, a proxy.Authority) *server {
+	t.Helper()
+	ca, err := os.ReadFile(up.caFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	s := &server{log: log, metrics: newMetrics(), current: &assembly{users: 1, cfg: &Config{}}}
+	s.proxy = proxy.New(proxy.Deps{Authority: a, Trail: anybody{}, Log: log, Observe: s.metrics.proxied})
+	t.Cleanup(s.proxy.Close)
+	table, err := proxy.Prepare("https://127.0.0.1", []proxy.ClusterConfig{{
+		Name: "prod", APIServer: proxy.APIServerConfig{URL: up.URL, CA: string(ca), TokenFile: up.account}, Proxy: &proxy.Config{},
+	}})
+	if err == nil {
+		err = s.proxy.Use(table)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func proxyRequest(t *testing.T, target string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, target, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer x")
+	return r
+}
+
+// TestProxyPanic: a panic in front of an API server is an answer, and the server goes on.
+func TestProxyPanic(t *testing.T) {
+	s := proxyServer(t, startAPIServer(t), trapped{})
+	srv := httptest.NewTLSServer(s)
+	defer srv.Close()
+	for range 2 {
+		resp, err := srv.Client().Do(proxyRequest(t, srv.URL+clusterPath+"prod/api"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != 500 || strings.Contains(string(b), "authority") {
+			t.Errorf("%d %s", resp.StatusCode, b)
+		}
+	}
+}
+
+// TestMetricsLint holds the names and the help of all metrics to Prometheus' rules.
+func TestMetricsLint(t *testing.T) {
+	s := proxyServer(t, startAPIServer(t), anybody{})
+	s.metrics.registry.MustRegister(newProxyCollector(s.proxy.Health))
+	s.metrics.proxied(proxy.Observation{Cluster: "prod", Status: 200})
+	s.metrics.reviewed("prod", "good")
+	s.metrics.requests.WithLabelValues("proxy", "200").Inc()
+	w, ours := httptest.NewRecorder(), ""
+	s.metrics.handler().ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for line := range strings.Lines(w.Body.String()) {
+		if strings.Contains(line, "tabard_") {
+			ours += line
+		}
+	}
+	if n := strings.Count(ours, "# HELP"); n != 6 {
+		t.Errorf("%d metrics of our own:\n%s", n, ours)
+	}
+	found, err := promlint.New(strings.NewReader(ours)).Lint()
+	if err != nil || len(found) > 0 {
+		t.Errorf("%v %v", found, err)
+	}
+}
+
 // TestProxyHasNoDeadline: a watch outlives the deadlines of other requests, and holds no
 // assembly, which would keep all that belongs to a configuration that was replaced.
 func TestProxyHasNoDeadline(t *testing.T) {
 	for name, h2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2": true} {
 		t.Run(name, func(t *testing.T) {
 			up := startAPIServer(t)
-			ca, err := os.ReadFile(up.caFile)
-			if err != nil {
-				t.Fatal(err)
-			}
-			log := logrus.New()
-			log.SetOutput(io.Discard)
-			s := &server{log: log, metrics: newMetrics(), current: &assembly{users: 1, cfg: &Config{}}}
-			s.proxy = proxy.New(proxy.Deps{Authority: anybody{}, Trail: anybody{}, Log: log, Observe: s.metrics.proxied})
-			defer s.proxy.Close()
-			table, err := proxy.Prepare("https://127.0.0.1", []proxy.ClusterConfig{{
-				Name: "prod", APIServer: proxy.APIServerConfig{URL: up.URL, CA: string(ca), TokenFile: up.account}, Proxy: &proxy.Config{},
-			}})
-			if err == nil {
-				err = s.proxy.Use(table)
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
+			s := proxyServer(t, up, anybody{})
 			srv := httptest.NewUnstartedServer(s)
 			srv.Config.ReadTimeout, srv.Config.WriteTimeout, srv.EnableHTTP2 = time.Second, time.Second, h2
 			srv.StartTLS()
 			defer srv.Close()
 			defer srv.CloseClientConnections()
-			r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, srv.URL+clusterPath+"prod/api/v1/pods?watch=1", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.Header.Set("Authorization", "Bearer x")
-			resp, err := srv.Client().Do(r)
+			resp, err := srv.Client().Do(proxyRequest(t, srv.URL+clusterPath+"prod/api/v1/pods?watch=1"))
 			if err != nil {
 				t.Fatal(err)
 			}
