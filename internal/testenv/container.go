@@ -41,13 +41,14 @@ func (c container) ExecInContainer(_ context.Context, _, _, _ string, cmd []stri
 	return c.run(cmd, streamsOf(in, out, errs, resize))
 }
 
-// AttachContainer implements remotecommand.Attacher: the container was started as cat.
+// AttachContainer implements remotecommand.Attacher: the container was started as cat, or
+// as tick for who writes nothing.
 func (c container) AttachContainer(_ context.Context, _, _, _ string, in io.Reader, out, errs io.WriteCloser, _ bool, resize <-chan remotecommand.TerminalSize) error {
-	s := streamsOf(in, out, errs, resize)
+	command := []string{"cat"}
 	if in == nil {
-		return c.tick(s.out)
+		command = []string{"tick"}
 	}
-	return c.run([]string{"cat"}, s)
+	return c.run(command, streamsOf(in, out, errs, resize))
 }
 
 // streamsOf puts something in place of streams that the client did not ask for.
@@ -66,6 +67,8 @@ func streamsOf(in io.Reader, out, errs io.WriteCloser, resize <-chan remotecomma
 }
 
 func (c container) run(cmd []string, s streams) error {
+	c.kubelet.running.Add(1)
+	defer c.kubelet.running.Add(-1)
 	args := cmd[1:]
 	switch cmd[0] {
 	case "echo":

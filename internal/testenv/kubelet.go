@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,8 @@ type StubKubelet struct {
 
 	api  kubernetes.Interface
 	ends context.Context // when the test does
+
+	running atomic.Int64 // commands, logs that are followed and forwarded connections
 
 	mu    sync.Mutex
 	pods  []corev1.Pod
@@ -118,6 +121,10 @@ func (s *StubKubelet) AddPod(t testing.TB, namespace, name string) {
 	s.pods = append(s.pods, *pod)
 }
 
+// Running is how many commands, logs that are followed and forwarded connections the node
+// has under way.
+func (s *StubKubelet) Running() int { return int(s.running.Load()) }
+
 // Sizes are the terminal sizes that containers were told, in their order.
 func (s *StubKubelet) Sizes() []remotecommand.TerminalSize {
 	s.mu.Lock()
@@ -189,6 +196,8 @@ func (s *StubKubelet) serveLogs(w http.ResponseWriter, r *http.Request) {
 	for i := 10 - lines; i < 10; i++ {
 		fmt.Fprintf(w, "%s line %d\n", r.PathValue("pod"), i)
 	}
+	s.running.Add(1)
+	defer s.running.Add(-1)
 	flusher := http.NewResponseController(w)
 	for i := 10; r.FormValue("follow") == "true"; i++ {
 		if err := flusher.Flush(); err != nil {
@@ -209,6 +218,8 @@ func (s *StubKubelet) serveLogs(w http.ResponseWriter, r *http.Request) {
 
 // PortForward implements portforward.PortForwarder.
 func (c container) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
+	c.kubelet.running.Add(1)
+	defer c.kubelet.running.Add(-1)
 	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
 	if err != nil {
 		return fmt.Errorf("connect to the pod's port: %w", err)
