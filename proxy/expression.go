@@ -100,26 +100,36 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	return nil, false
 }
 
-// names is a list of strings in which one is found without making a value of each.
+// names is a list of strings in which one is found without making a value of each, and
+// whose values are made once however often it is gone through.
 type names struct {
 	traits.Lister
-	list []string
+	list   []string
+	values traits.Lister
 }
 
-func newNames(list []string) names {
-	return names{types.NewStringList(types.DefaultTypeAdapter, list), list}
+func newNames(list []string) *names {
+	return &names{Lister: types.NewStringList(types.DefaultTypeAdapter, list), list: list}
 }
 
-func (n names) Contains(v ref.Val) ref.Val {
+// Contains implements traits.Container.
+func (n *names) Contains(v ref.Val) ref.Val {
 	if s, ok := v.(types.String); ok {
-		for _, name := range n.list {
-			if name == string(s) {
-				return types.True
-			}
-		}
-		return types.False
+		return types.Bool(slices.Contains(n.list, string(s)))
 	}
 	return n.Lister.Contains(v)
+}
+
+// Iterator implements traits.Iterable.
+func (n *names) Iterator() traits.Iterator {
+	if n.values == nil {
+		values := make([]ref.Val, len(n.list))
+		for i, s := range n.list {
+			values[i] = types.String(s)
+		}
+		n.values = types.NewRefValList(types.DefaultTypeAdapter, values)
+	}
+	return n.values.Iterator()
 }
 
 // zoned are the functions that take a time zone, such as now.getHours('Europe/Berlin').

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -156,6 +157,25 @@ func TestDecide(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Requests are decided at once by the same rules, each with its own groups.
+func TestDecideAtOnce(t *testing.T) {
+	p := mustPolicy(t, tenRules()...)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			in := &Input{Verb: "get", Resource: "pods", Namespace: "a", Groups: twentyGroups()[i%2*19:], Now: time.Unix(1.8e9, 0), SourceIP: "10.1.2.3"}
+			in.Groups = in.Groups[:len(in.Groups)-i%3/2]
+			want := slices.Contains(in.Groups, "corp:k8s-all")
+			for range 50 {
+				if d := p.decide(in); d.Allowed != want {
+					t.Errorf("%d: %+v", i, d)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // A rule that would take long is ended, and counts as one that cannot be evaluated.
