@@ -28,7 +28,12 @@ import (
 	"github.com/tabard-id/tabard/internal/audit"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(otherSide) != "" {
+		runOtherSide()
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	issuer       = "https://id.example"
