@@ -72,6 +72,10 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.asked = append(a.asked, r)
 		a.mu.Unlock()
 	}
+	if r.Header.Get("Upgrade") != "" {
+		echo(w)
+		return
+	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Set-Cookie", "pod=1")
 	if r.URL.Query().Get("watch") == "" {
@@ -90,6 +94,24 @@ func (a *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		case e := <-events:
 			fmt.Fprintln(w, e)
 		}
+	}
+}
+
+// echo switches protocols and sends back each line.
+func echo(w http.ResponseWriter) {
+	conn, buf, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
+	for {
+		line, err := buf.ReadString('\n')
+		if err != nil {
+			return
+		}
+		_, _ = io.WriteString(conn, "echo "+line)
 	}
 }
 
@@ -299,7 +321,7 @@ func TestProxy(t *testing.T) {
 		if r == nil || resp.StatusCode != 200 || body != `{"path":"/api/v1/pods"}` {
 			t.Fatalf("%s %s: %d %s", host, path, resp.StatusCode, body)
 		}
-		if got := fmt.Sprint(r.Header["Authorization"], r.Header["Impersonate-User"], r.Header["Impersonate-Group"], r.Header["Cookie"], r.Header["X-Forwarded-For"]); got != "[Bearer "+accountToken+"] [client:ci] [a,b ci-deployers] [] []" {
+		if got := fmt.Sprint(r.Header["Authorization"], r.Header["Impersonate-User"], r.Header["Impersonate-Group"], r.Header["Impersonate-Extra-Tabard.dev%2faddress"], r.Header["Cookie"], r.Header["X-Forwarded-For"]); got != "[Bearer "+accountToken+"] [client:ci] [a,b ci-deployers] [127.0.0.1] [] []" {
 			t.Errorf("the API server sees %s", got)
 		}
 		if resp.Header.Get("Set-Cookie") != "" || resp.Header.Get("X-Request-Id") == "" {
@@ -328,6 +350,43 @@ func TestProxy(t *testing.T) {
 	}
 	if log := s.log.String(); strings.Contains(log, accountToken) || strings.Contains(log, token) || strings.Contains(log, "__Host-") {
 		t.Error("a token or a cookie is in the log")
+	}
+}
+
+// TestProxyUpgrade talks through an upgraded connection, as exec does, to its end.
+func TestProxyUpgrade(t *testing.T) {
+	up, port, ci := startAPIServer(t), testenv.FreePort(t), newJob(t, "ci", "prod")
+	s := startProxied(t, up.proxied("prod", "kubernetes", "")+fmt.Sprintf("metrics: {listen: \"127.0.0.1:%d\"}\n", port), ci)
+	token := ci.token(t, s)
+	conn, err := tls.Dial("tcp", strings.TrimSuffix(strings.TrimPrefix(s.issuer, "https://"), "/id"), &tls.Config{RootCAs: s.ca.Pool()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(conn, "POST /id/k8s/clusters/prod/api/v1/namespaces/x/pods/y/exec?command=sh HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nAuthorization: Bearer %s\r\n\r\nearly\n", token)
+	in := bufio.NewReader(conn)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+		t.Fatalf("%v %v", resp, err)
+	}
+	expect(t, in, "echo early")
+	fmt.Fprint(conn, "late\n")
+	expect(t, in, "echo late")
+	conn.Close()
+	s.log.wait(t, `pods/y/exec","request"`, 1)
+	mresp, err := (&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}).Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mresp.Body.Close()
+	b, _ := io.ReadAll(mresp.Body)
+	for _, want := range []string{`tabard_http_requests_total{code="101",route="proxy"} 1`, `tabard_proxy_requests_total{cluster="prod",code="101"} 1`} {
+		if !strings.Contains(string(b), want) {
+			t.Errorf("metrics without %s", want)
+		}
+	}
+	if s.end(t) != exitDone || strings.Count(s.trail(t), `"act":"k8s.request"`) != 2 {
+		t.Errorf("the trail has not begin and end:\n%s", s.trail(t))
 	}
 }
 
