@@ -15,7 +15,7 @@ type APIServerConfig struct {
 }
 
 func (a APIServerConfig) validate(path string) error {
-	if a == (APIServerConfig{}) {
+	if a == (APIServerConfig{}) || a.Proxied { // which is below the issuer, and as good
 		return nil
 	}
 	u, err := url.Parse(a.URL)

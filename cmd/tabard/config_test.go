@@ -84,6 +84,8 @@ func TestConfigMistakes(t *testing.T) {
 		{"account without a proxy", "- {name: prod, clientID: kubernetes}", "- {name: prod, clientID: kubernetes, apiServer: {url: https://10.0.0.1:6443, tokenFile: tabard.yaml}}\n- {name: two, clientID: two, apiServer: {inCluster: true}}", []string{
 			":12:78: clusters[0].apiServer.tokenFile: is for the proxy, which this cluster does not have: set clusters[].proxy, or leave it out",
 			":13:42: clusters[1].apiServer.inCluster: is for the proxy, which this cluster does not have: set clusters[].proxy, or leave it out"}},
+		{"proxy of a bad issuer", minimal, strings.NewReplacer("https://id", "http://id", "kubernetes}", "kubernetes, apiServer: {inCluster: true}, proxy: {}}").Replace(minimal), []string{
+			":1:1: issuer: must be an https URL such as https://id.corp.example, because API servers accept no other"}},
 		{"files of the proxy", "- {name: prod, clientID: kubernetes}", "- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, caFile: a, tokenFile: b}\n  proxy:\n    passthrough: {tokenFile: c}\n- {name: two, clientID: two, apiServer: {url: https://10.0.0.2, certFile: tabard.yaml, keyFile: tabard.yaml}, proxy: {}}", []string{
 			":14:43: clusters[0].apiServer.caFile: DIR/a does not exist: create it or correct the path",
 			":14:54: clusters[0].apiServer.tokenFile: DIR/b does not exist: create it or correct the path",
