@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -73,20 +74,24 @@ func (e *examination) say(result, format string, args ...any) {
 
 // reaches looks at the way to the API server.
 func (e *examination) reaches(ctx context.Context) bool {
-	var ends time.Time
+	var handshake atomic.Pointer[tls.ConnectionState]
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{TLSHandshakeDone: func(s tls.ConnectionState, err error) {
-		if err == nil && len(s.PeerCertificates) > 0 {
-			ends = s.PeerCertificates[0].NotAfter
+		if err == nil {
+			handshake.Store(&s)
 		}
 	}})
 	err := e.u.probe(ctx)
+	var ends time.Time
+	if s := handshake.Load(); s != nil {
+		ends = s.PeerCertificates[0].NotAfter
+	}
 	switch {
 	case err != nil && ends.IsZero():
 		e.say("fail", "%s cannot be reached: %s", e.u.base, err)
 		return false
 	case err != nil:
 		e.say("fail", "%s: %s", e.u.base, err)
-	case !ends.IsZero() && time.Until(ends) < soonOver:
+	case time.Until(ends) < soonOver:
 		e.say("warn", "%s answers; its certificate ends at %s: renew it", e.u.base, ends.Format(time.RFC3339))
 	default:
 		e.say("ok", "%s answers", e.u.base)

@@ -79,11 +79,11 @@ func (u *upstream) note(err error) {
 }
 
 // health is what is wrong with the API server by the last probe, nil for nothing, and
-// since when it has been so.
-func (u *upstream) health() (error, time.Time) {
+// since when there is or is not.
+func (u *upstream) health() (since time.Time, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.trouble, u.since
+	return u.since, u.trouble
 }
 
 // explain says in words for the administrator what is wrong with the API server.

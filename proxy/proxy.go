@@ -247,7 +247,7 @@ func (p *Proxy) Health() []Health {
 	var all []Health
 	for name, c := range p.routes.Load().byName {
 		h := Health{Cluster: name, Streams: streams[name]}
-		err, since := c.up.health()
+		since, err := c.up.health()
 		if h.Since = since; err != nil {
 			h.Err = err.Error()
 		}

@@ -418,7 +418,7 @@ func TestVerifiesTheAPIServer(t *testing.T) {
 func TestHealth(t *testing.T) {
 	f := startFakeAPI(t)
 	u := idleUpstream(t, APIServerConfig{URL: f.URL, CA: f.pem(t), TokenFile: fileWith(t, "t")})
-	if err, _ := u.health(); err == nil {
+	if _, err := u.health(); err == nil {
 		t.Error("good before it was tried")
 	}
 	var since time.Time
@@ -431,7 +431,7 @@ func TestHealth(t *testing.T) {
 	} {
 		f.answer("/readyz", c.code)
 		u.note(u.probe(t.Context()))
-		err, at := u.health()
+		at, err := u.health()
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("at %d: %v", c.code, err)
 		}
