@@ -21,7 +21,7 @@ const (
 	lingering = 10 * time.Second // how long the rest of an answer may take beyond the request's time-out
 
 	plainBuffer  = 32 << 10 // bytes
-	streamBuffer = 4 << 10  // a watch holds one all the time
+	streamBuffer = 2 << 10  // a watch holds one all the time
 )
 
 // buffers are httputil's, of one size.
@@ -43,31 +43,42 @@ func (b *buffers) Put(p []byte) { b.pool.Put(&p) }
 
 // forwarding sends a request on that passed every step.
 type forwarding struct {
-	p      *Proxy
-	call   *call
-	target target
-	who    impersonation // zero for a foreign token
-	token  string        // of a foreign one
-	next   http.RoundTripper
-	open   *stream // nil for what ends by itself
-	body   *sent   // nil for none
-	failed error
+	p       *Proxy
+	call    *call
+	target  target
+	who     impersonation // zero for a foreign token
+	token   string        // of a foreign one
+	decided *policy       // that let it pass
+	release func()        // of the person's limits
+	next    http.RoundTripper
+	open    *stream // nil for what ends by itself
+	body    *sent   // nil for none
+	failed  error
 }
 
-// plain forwards what ends by itself, and by ctx.
-func (f *forwarding) plain(ctx context.Context, w *reply, r *http.Request) error {
+// forward sends the request on, and the answer back. After an error the client was
+// answered nothing.
+func (f *forwarding) forward(w *reply, r *http.Request) error {
+	if f.call.stream {
+		return f.stream(w, r)
+	}
+	f.p.plain.Add(1)
+	defer f.p.plain.Add(-1)
+	limit := f.call.cluster.cfg.Proxy.Limits.Timeout
+	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	defer cancel()
 	rc := http.NewResponseController(w)
-	_ = rc.SetWriteDeadline(time.Now().Add(f.call.cluster.cfg.Proxy.Limits.Timeout + lingering))
+	_ = rc.SetWriteDeadline(time.Now().Add(limit + lingering))
 	return f.send(ctx, rc, w, r, &f.p.buffers.plain)
 }
 
-// stream forwards what does not. It is open in the registry meanwhile.
-func (f *forwarding) stream(w *reply, r *http.Request, decided *policy) error {
+// stream forwards what does not end by itself. It is in the registry meanwhile.
+func (f *forwarding) stream(w *reply, r *http.Request) error {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	rc := http.NewResponseController(w)
 	_ = rc.SetWriteDeadline(time.Time{}) // a dead peer is found by TCP's keep-alive
-	f.open = &stream{call: f.call, cancel: cancel, rc: rc, ends: !f.call.upgrade, who: f.call.who, decided: decided}
+	f.open = &stream{call: f.call, cancel: cancel, rc: rc, ends: !f.call.upgrade, who: f.call.who, decided: f.decided}
 	if err := f.p.streams.add(f.open); err != nil {
 		return err
 	}
@@ -115,13 +126,12 @@ func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *r
 	return nil
 }
 
-// at is the target below the API server's URL.
+// at is the target below the API server's URL. The path goes on byte for byte.
 func (t target) at(base *url.URL) *url.URL {
-	u := &url.URL{Scheme: base.Scheme, Host: base.Host, Path: strings.TrimSuffix(base.Path, "/") + t.path, RawQuery: t.query}
-	if t.raw != t.path || base.RawPath != "" {
-		u.RawPath = strings.TrimSuffix(base.EscapedPath(), "/") + t.raw
+	return &url.URL{
+		Scheme: base.Scheme, Host: base.Host, RawQuery: t.query,
+		Path: strings.TrimSuffix(base.Path, "/") + t.path, RawPath: strings.TrimSuffix(base.EscapedPath(), "/") + t.raw,
 	}
-	return u
 }
 
 // rewrite takes off what the client said of itself. httputil has dropped by now what

@@ -25,7 +25,12 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c := &call{started: p.Now(), origin: audit.OriginOf(r.Context())}
 	out := &reply{ResponseWriter: w, call: c}
 	defer p.finish(r.Context(), c)
-	if err := p.serve(c, out, r); err != nil {
+	f, err := p.admit(c, out, r)
+	if err == nil {
+		defer f.release()
+		err = f.forward(out, r)
+	}
+	if err != nil {
 		p.refuse(c, out, err)
 	}
 }
@@ -71,38 +76,29 @@ func (p *Proxy) log(c *call) logrus.FieldLogger {
 	return p.Log.WithFields(fields)
 }
 
-// serve takes a request through all steps. After an error nothing was forwarded, or the
-// API server did not answer; an *answer says what the client is told.
-func (p *Proxy) serve(c *call, w *reply, r *http.Request) error {
+// admit takes a request through every step. The error is mostly an *answer.
+func (p *Proxy) admit(c *call, w *reply, r *http.Request) (*forwarding, error) {
 	t, token, err := p.read(c, w, r)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	u := &url.URL{Path: t.path, RawQuery: t.query}
-	if err := describe(c, r.Method, u); err != nil {
-		return err
+	if err := describe(c, r.Method, &url.URL{Path: t.path, RawQuery: t.query}); err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), c.cluster.cfg.Proxy.Limits.Timeout)
 	defer cancel()
 	if err := p.identify(ctx, c, token); err != nil {
-		return err
+		return nil, err
 	}
-	release, err := c.cluster.limits.enter(c.person(), c.stream, c.started)
-	if err != nil {
-		return err
+	f := &forwarding{p: p, call: c, target: t, token: token, decided: c.cluster.policy}
+	if f.release, err = c.cluster.limits.enter(c.person(), c.stream, c.started); err != nil {
+		return nil, err
 	}
-	defer release()
-	who, decided, err := p.judge(ctx, c, r.Header)
-	if err != nil {
-		return err
+	if f.who, err = p.judge(ctx, c, r.Header); err != nil {
+		f.release()
+		return nil, err
 	}
-	f := &forwarding{p: p, call: c, target: t, who: who, token: token}
-	if !c.stream {
-		p.plain.Add(1)
-		defer p.plain.Add(-1)
-		return f.plain(ctx, w, r)
-	}
-	return f.stream(w, r, decided)
+	return f, nil
 }
 
 // read is everything that is known from the request alone.
@@ -185,28 +181,27 @@ func ours(who idp.Identity) error {
 	return nil
 }
 
-// judge says whether a request goes on, and as whom. decided is the policy that let it.
-func (p *Proxy) judge(ctx context.Context, c *call, h http.Header) (who impersonation, decided *policy, err error) {
+// judge says whether a request goes on, and as whom.
+func (p *Proxy) judge(ctx context.Context, c *call, h http.Header) (who impersonation, err error) {
 	c.auditID, c.judged = uuid.NewString(), true
-	decided = c.cluster.policy
 	in := c.inputFor(c.who, c.started)
 	c.level = c.cluster.audit.level(in)
 	if c.as, err = requested(h); err != nil {
-		return who, decided, err
+		return who, err
 	}
-	if c.decision = decided.decide(in); !c.decision.Allowed {
-		return who, decided, forbidden(c.info, c.decision)
+	if c.decision = c.cluster.policy.decide(in); !c.decision.Allowed {
+		return who, forbidden(c.info, c.decision)
 	}
 	if !c.foreign || c.as != nil {
 		if who, err = p.become(ctx, c); err != nil {
-			return who, decided, err
+			return who, err
 		}
 	}
 	if err := p.recorder.begin(ctx, c); err != nil {
 		p.log(c).WithError(err).Error("the trail cannot be written: requests are refused")
-		return who, decided, unavailable(time.Second, "this cannot be recorded now, so it is not done: try again")
+		return who, unavailable(time.Second, "this cannot be recorded now, so it is not done: try again")
 	}
-	return who, decided, nil
+	return who, nil
 }
 
 // become is who the API server is told to act for: the person, or whom they may be.
