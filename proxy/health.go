@@ -69,7 +69,7 @@ func (u *upstream) note(err error) {
 		return
 	case err == nil:
 		u.log.Info("the API server answers")
-	case was == nil:
+	default: // at the start too, and when it is for another reason
 		u.log.WithError(err).Error("the API server does not answer")
 	}
 	if (u.trouble == nil) != (err == nil) {

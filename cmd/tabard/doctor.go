@@ -233,6 +233,11 @@ func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
 			d.say("server", resultFail, "the server cannot use directory %s: its log says why", name)
 		}
 	}
+	for name, state := range ready.Clusters {
+		if state == stateError {
+			d.say("server", resultFail, "the server cannot use the API server of cluster %s: its log says why", name)
+		}
+	}
 }
 
 // webhooks asks each webhook about a token, as its API server does.

@@ -655,9 +655,10 @@ func TestProxyHasNoDeadline(t *testing.T) {
 func TestProxyDoctor(t *testing.T) {
 	up, gone := startAPIServer(t), startAPIServer(t)
 	gone.Close()
-	path := writeConfig(t, strings.Replace(minimal, "- {name: prod, clientID: kubernetes}\n",
-		up.proxied("prod", "kubernetes", "")+gone.proxied("lab", "lab", "")+"- {name: flags, clientID: flags, apiServer: {url: \"https://127.0.0.1:1\"}}\n", 1))
-	code, stdout, stderr := command(t, "doctor", "--config", path, "-o", "json")
+	s := startProxied(t, up.proxied("prod", "kubernetes", "")+gone.proxied("lab", "lab", "")+"- {name: flags, clientID: flags, apiServer: {url: \"https://127.0.0.1:1\"}}\n", newJob(t, "ci", "prod"))
+	s.log.wait(t, "the API server does not answer", 1)
+	s.log.wait(t, "the API server answers", 1)
+	code, stdout, stderr := command(t, "doctor", "--config", s.path, "-o", "json")
 	var report struct{ Checks []finding }
 	if err := json.Unmarshal([]byte(stdout), &report); err != nil {
 		t.Fatalf("%v: %s%s", err, stdout, stderr)
@@ -667,6 +668,9 @@ func TestProxyDoctor(t *testing.T) {
 	}
 	if got := check(report.Checks, "cluster lab"); code != exitFailed || !strings.HasPrefix(got, "fail: "+gone.URL+" cannot be reached") {
 		t.Errorf("exit %d, lab: %s", code, got)
+	}
+	if got := check(report.Checks, "server"); !strings.Contains(got, "fail: the server cannot use the API server of cluster lab") || strings.Contains(got, "prod") {
+		t.Errorf("the running server: %s", got)
 	}
 	if got := check(report.Checks, "cluster flags"); got != "" {
 		t.Errorf("a cluster without a proxy: %s", got)
