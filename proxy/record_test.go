@@ -25,15 +25,27 @@ import (
 // faulty is a trail that works, or fails in one of the ways that a trail can.
 type faulty struct {
 	mu     sync.Mutex
-	mode   string // "", before, after or hang
+	mode   string // "", before, after, hang or starts: then only what is intended fails, the rest takes a second
 	events []audit.Event
 }
 
 var errDisk = errors.New("no space left on device")
 
 func (f *faulty) AppendAll(ctx context.Context, events []audit.Event) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.mode == "starts" {
+		if events[0].Outcome == audit.Intended {
+			return errDisk
+		}
+		f.mu.Unlock()
+		time.Sleep(time.Second)
+		f.mu.Lock()
+		f.mode = ""
+	}
 	if f.mode == "" || f.mode == "after" {
 		f.events = append(f.events, slices.Clone(events)...)
 	}
@@ -256,6 +268,24 @@ func TestBeginFails(t *testing.T) {
 			t.Fatal(err)
 		}
 		if got := trail.acts(); !reflect.DeepEqual(got, []string{"k8s.trail done"}) {
+			t.Error(got)
+		}
+	})
+}
+
+// What was written is not written again because something else failed at the same time.
+func TestWrittenOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail := &faulty{mode: "starts"}
+		r := newRecorder(trail, quiet())
+		r.end(t.Context(), aCall("get", "1"))
+		time.Sleep(2 * gather) // it is being written
+		if err := r.begin(t.Context(), aCall("create", "2")); !errors.Is(err, errTrail) {
+			t.Error(err)
+		}
+		time.Sleep(time.Minute)
+		r.Close()
+		if got := trail.acts(); !reflect.DeepEqual(got, []string{"k8s.request done", "k8s.trail done"}) {
 			t.Error(got)
 		}
 	})
