@@ -245,7 +245,7 @@ func (s *sent) Read(p []byte) (int, error) {
 	if err != nil && err != io.EOF {
 		s.failed.CompareAndSwap(nil, &err)
 	}
-	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+	if err != nil && s.ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 		_ = s.rc.SetReadDeadline(time.Time{}) // from here on a read only waits for the client to go away
 	}
 	return n, err

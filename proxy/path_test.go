@@ -5,8 +5,12 @@ import (
 	"net/http"
 	"net/url"
 	pathpkg "path"
+	"reflect"
 	"strings"
 	"testing"
+
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
 func TestHostOf(t *testing.T) {
@@ -90,8 +94,47 @@ func FuzzPath(f *testing.F) {
 			t.Errorf("an API server cannot read %q: %v", raw, err)
 		}
 		c := &call{}
-		if err := describe(c, "GET", &url.URL{Path: decoded}); err == nil && c.info.IsResourceRequest && strings.ContainsAny(c.info.Namespace+c.info.Resource, "/%") {
+		if err := describe(c, "GET", target{path: decoded}); err == nil && c.info.IsResourceRequest && strings.ContainsAny(c.info.Namespace+c.info.Resource, "/%") {
 			t.Errorf("%q is about %+v", raw, c.info)
 		}
 	})
+}
+
+// TestDescribesAsTheAPIServer: what is said of a request is what the API server's own
+// factory says, but for what opens a connection into a pod.
+func TestDescribesAsTheAPIServer(t *testing.T) {
+	factory := request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
+	for _, uri := range []string{
+		"/", "/api", "/apis/apps/v1", "/version", "/openapi/v3/apis/apps/v1", "/api/v1/pods", "/api/v1/pods?watch", "/api/v1/pods?watch=0", "/api/v1/pods?watch=true&limit=2",
+		"/api/v1/pods?%77atch=1", "/api/v1/pods?watch=&watch=false", "/api/v1/pods?fieldSelector=metadata.name%3Da", "/api/v1/watch/pods?fieldSelector=metadata.name%3Da",
+		"/api/v1/pods?watch=1&fieldSelector=metadata.name%3Da,spec.x%3D1", "/api/v1/pods?fieldSelector=metadata.name%21%3Da", "/api/v1/pods?fieldSelector=metadata.name%3Da/b",
+		"/api/v1/watch/namespaces/a/pods/b", "/apis/apps/v1/watch/deployments?fieldSelector=metadata.name%3Da&watch=1", "/apis/watch/v1/deployments?fieldSelector=metadata.name%3Da&watch=1", "/api/v1/namespaces/a", "/api/v1/namespaces/a/status", "/api/v1/namespaces/a/pods/b/log?follow=1",
+		"/api/v1/proxy/nodes/a", "/apis/apps/v1/namespaces/a/deployments/b/scale", "/api/v1/namespaces/a/pods/b?fieldSelector=metadata.name%3Dc", "/api/v1/pods/?watch=2;x",
+	} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"} {
+			u, err := url.Parse(uri)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, err := factory.NewRequestInfo(&http.Request{Method: method, URL: u})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c := &call{}
+			if err := describe(c, method, target{path: u.Path, query: u.RawQuery}); err != nil {
+				t.Errorf("%s %s: %v", method, uri, err)
+				continue
+			}
+			c.info.FieldSelector, c.info.LabelSelector = want.FieldSelector, want.LabelSelector // not looked at
+			if !reflect.DeepEqual(c.info, want) {
+				t.Errorf("%s %s: %+v, want %+v", method, uri, c.info, want)
+			}
+		}
+	}
+	for _, verb := range []string{"exec", "attach", "portforward"} {
+		c := &call{}
+		if err := describe(c, "GET", target{path: "/api/v1/namespaces/a/pods/b/" + verb}); err != nil || c.info.Verb != "create" || !c.stream {
+			t.Errorf("%s by GET is %+v %v", verb, c.info, err)
+		}
+	}
 }

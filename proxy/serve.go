@@ -12,7 +12,9 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/sirupsen/logrus"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/apiserver/pkg/endpoints/request"
 
@@ -82,12 +84,12 @@ func (p *Proxy) admit(c *call, w *reply, r *http.Request) (*forwarding, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := describe(c, r.Method, &url.URL{Path: t.path, RawQuery: t.query}); err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), c.cluster.cfg.Proxy.Limits.Timeout)
 	defer cancel()
 	if err := p.identify(ctx, c, token); err != nil {
+		return nil, err
+	}
+	if err := describe(c, r.Method, t); err != nil {
 		return nil, err
 	}
 	f := &forwarding{p: p, call: c, target: t, token: token, decided: c.cluster.policy}
@@ -127,14 +129,45 @@ func (p *Proxy) read(c *call, w *reply, r *http.Request) (t target, token string
 }
 
 // describe says what is asked for, as the API server itself reads it.
-func describe(c *call, method string, u *url.URL) error {
+func describe(c *call, method string, t target) error {
+	u := &url.URL{Path: t.path}
+	var query url.Values
+	if t.query != "" {
+		query = (&url.URL{RawQuery: t.query}).Query()
+		if watch, ok := query["watch"]; ok {
+			u.RawQuery = url.Values{"watch": watch}.Encode() // of the rest the factory logs what it cannot read
+		}
+	}
 	factory := request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
 	info, err := factory.NewRequestInfo(&http.Request{Method: method, URL: u})
 	if err != nil || info.IsResourceRequest && info.Verb == "" {
 		return badRequest("what is asked for cannot be told from the path")
 	}
+	if selector := query.Get("fieldSelector"); selector != "" && info.Name == "" && (info.Verb == "list" || info.Verb == "watch" && !watchByPath(info)) {
+		info.Name = selectedName(selector)
+	}
 	c.describe(info)
 	return nil
+}
+
+// watchByPath says whether a watch is one of the old kind, such as /api/v1/watch/pods.
+func watchByPath(info *request.RequestInfo) bool {
+	before, _, _ := strings.Cut(info.Path, "/watch/")
+	return before == "/api/"+info.APIVersion || before == "/apis/"+info.APIGroup+"/"+info.APIVersion
+}
+
+// selectedName is the one name that a field selector lets through, or "". The API server
+// takes a list of one object as a request for that object.
+func selectedName(selector string) string {
+	fs, err := fields.ParseSelector(selector)
+	if err != nil {
+		return "" // the API server refuses it
+	}
+	name, ok := fs.RequiresExactMatch("metadata.name")
+	if !ok || len(content.IsPathSegmentName(name)) > 0 {
+		return ""
+	}
+	return name
 }
 
 // identify says who asks.
@@ -163,7 +196,9 @@ func (p *Proxy) identify(ctx context.Context, c *call, token string) error {
 		return notFound("there is no such cluster here")
 	}
 	c.who = idp.Identity{}
-	p.log(c).WithError(err).Error("cannot say who bears a token: requests are refused")
+	if ctx.Err() == nil { // else the client went away, mostly
+		p.log(c).WithError(err).Error("cannot say who bears a token: requests are refused")
+	}
 	return unavailable(time.Second, "who you are cannot be told now: try again")
 }
 
