@@ -274,8 +274,8 @@ func mustSend(t testing.TB, u *upstream, path string) *http.Response {
 // TestUnauthorizedBehindAProxySubresource is a pod's, and no reason to run a plugin.
 func TestUnauthorizedBehindAProxySubresource(t *testing.T) {
 	f := startFakeAPI(t)
-	u := idleUpstream(t, APIServerConfig{URL: f.URL, CA: f.pem(t), TokenFile: fileWith(t, "t")})
 	for path, want := range map[string]int{"/api/v1/namespaces/a/pods/b/proxy/c": 0, "/api/v1/pods": 1} {
+		u := idleUpstream(t, APIServerConfig{URL: f.URL, CA: f.pem(t), TokenFile: fileWith(t, "t")})
 		f.answer(path, http.StatusUnauthorized)
 		for range 3 {
 			drop(t, mustSend(t, u, path), nil)
