@@ -29,6 +29,9 @@ import (
 var tabard, plugin string
 
 func TestMain(m *testing.M) {
+	if serveRival() {
+		return
+	}
 	dir, err := os.MkdirTemp("", "tabard-e2e")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
