@@ -21,7 +21,7 @@ const (
 	lingering = 10 * time.Second // how long the rest of an answer may take beyond the request's time-out
 
 	plainBuffer  = 32 << 10 // bytes
-	streamBuffer = 2 << 10  // a watch holds one all the time
+	streamBuffer = 1 << 10  // a watch holds one all the time
 )
 
 // buffers are httputil's, of one size.
@@ -51,8 +51,9 @@ type forwarding struct {
 	decided *policy       // that let it pass
 	release func()        // of the person's limits
 	next    http.RoundTripper
-	open    *stream // nil for what ends by itself
-	body    *sent   // nil for none
+	open    *stream       // nil for what ends by itself
+	body    *sent         // nil for none
+	rest    io.ReadCloser // of an answer, where we copy it ourselves
 	failed  error
 }
 
@@ -84,11 +85,40 @@ func (f *forwarding) stream(w *reply, r *http.Request) error {
 	}
 	defer f.p.streams.remove(f.open)
 	w.stream = f.open
-	pool := &f.p.buffers.stream
-	if f.call.info.Subresource == "proxy" {
-		pool = &f.p.buffers.plain // anything, downloads too
+	if err := f.send(ctx, rc, w, r, &f.p.buffers.plain); err != nil || f.rest == nil {
+		return err
 	}
-	return f.send(ctx, rc, w, r, pool)
+	f.pour(rc, w)
+	return nil
+}
+
+// pour copies what a watch or a log sends, as it comes. httputil would do the same, but
+// keeps the request and 4 KiB more for as long as nothing comes.
+func (f *forwarding) pour(rc *http.ResponseController, w *reply) {
+	defer f.rest.Close()
+	small := f.p.buffers.stream.Get()
+	defer f.p.buffers.stream.Put(small)
+	err := rc.Flush()
+	for buf := small; err == nil; {
+		var n int
+		n, err = f.rest.Read(buf)
+		if n > 0 {
+			_, werr := w.Write(buf[:n])
+			if werr = errors.Join(werr, rc.Flush()); werr != nil {
+				err = werr
+			}
+		}
+		switch full := n == len(buf); {
+		case full && len(buf) == len(small):
+			buf = f.p.buffers.plain.Get() // there is more
+		case !full && len(buf) > len(small):
+			f.p.buffers.plain.Put(buf)
+			buf = small
+		}
+	}
+	if err != io.EOF {
+		panic(http.ErrAbortHandler) // so that the client sees that it is no end
+	}
 }
 
 // send runs httputil's proxy: it is what knows trailers, 1xx and upgrades.
@@ -178,6 +208,9 @@ func (f *forwarding) received(res *http.Response) error {
 	}
 	if f.open != nil && res.StatusCode != http.StatusSwitchingProtocols {
 		res.Body = &body{ReadCloser: res.Body, stream: f.open}
+		if len(res.Trailer) == 0 && !f.call.upgrade && f.call.info.Subresource != "proxy" {
+			f.rest, res.Body = res.Body, http.NoBody
+		}
 	}
 	return nil
 }

@@ -278,6 +278,7 @@ func TestNothingIsForwardedWithoutATrail(t *testing.T) {
 	up := startRecording(t)
 	w := newWorld(t, "https://"+up.Addr().String(), up.ca)
 	w.trail.fail(errTest)
+	defer w.trail.fail(nil) // or closing waits for it
 	status(t, do(t, w.client(t, "HTTP/2.0"), w.request(t, "DELETE", "/api/v1/namespaces/a/pods/b", nil)), 503)
 	status(t, do(t, w.client(t, "HTTP/2.0"), w.request(t, "GET", "/api/v1/namespaces/a/pods/b", nil)), 503)
 	if got := up.take(); len(got) > 0 {

@@ -356,3 +356,20 @@ func TestUpgradedServerEnds(t *testing.T) {
 		t.Errorf("%q %v", got, err)
 	}
 }
+
+// TestBrokenWatchIsNoEnd: what the API server did not end properly does not look to the
+// client as if it had.
+func TestBrokenWatchIsNoEnd(t *testing.T) {
+	eachProtocol(t, func(t *testing.T, client, api string) {
+		url, ca := startAPI(t, api, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, "{}\n")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}))
+		w := newWorld(t, url, ca)
+		res := do(t, w.client(t, client), w.request(t, "GET", watchPath, nil))
+		if got, err := io.ReadAll(res.Body); string(got) != "{}\n" || err == nil {
+			t.Errorf("%q %v", got, err)
+		}
+	})
+}
