@@ -39,6 +39,7 @@ type order struct {
 	URL      string
 	Requests int    // GETs, on 16 connections
 	Watches  int    // to open and leave open
+	MiB      int    // of one list
 	Protocol string // the clients'
 }
 
@@ -50,6 +51,13 @@ func runOtherSide() {
 	pods := `{"kind":"Pod","apiVersion":"v1","metadata":{"name":"b"},"spec":{"x":"` + strings.Repeat("y", 2000) + `"}}`
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
+		if n, _ := strconv.Atoi(r.URL.Query().Get("MiB")); n > 0 {
+			mib := make([]byte, 1<<20)
+			for range n {
+				_, _ = w.Write(mib)
+			}
+			return
+		}
 		if r.URL.Query().Get("watch") == "" {
 			_, _ = io.WriteString(w, pods)
 			return
@@ -104,6 +112,11 @@ func obey(o order) error {
 	}
 	for range o.Watches {
 		if err := get("?watch=true", false); err != nil {
+			return err
+		}
+	}
+	if o.MiB > 0 {
+		if err := get("?MiB="+strconv.Itoa(o.MiB), true); err != nil {
 			return err
 		}
 	}
@@ -274,6 +287,36 @@ func bareProxy(b *testing.B, x *bench) *httptest.Server {
 	b.Cleanup(front.Close)
 	b.Cleanup(front.CloseClientConnections)
 	return front
+}
+
+// BenchmarkLargeBody is one list of 256 MiB through ours and through Go's own. What is
+// resident grows by no more than buffers.
+func BenchmarkLargeBody(b *testing.B) {
+	const mib = 256
+	for _, protocol := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		for _, ours := range []bool{true, false} {
+			b.Run(fmt.Sprintf("%s/ours=%v", protocol, ours), func(b *testing.B) {
+				x := startOtherSide(b)
+				var url string
+				if ours {
+					url = newBenchWorld(b, x).front.URL + "/k8s/clusters/prod"
+				} else {
+					url = bareProxy(b, x).URL
+				}
+				x.order(order{URL: url, MiB: 8, Protocol: protocol})
+				rss, _ := memory(b)
+				before := cpu(b)
+				b.SetBytes(mib << 20)
+				b.ResetTimer()
+				for range b.N {
+					x.order(order{URL: url, MiB: mib, Protocol: protocol})
+				}
+				b.ReportMetric(float64((cpu(b)-before).Microseconds())/1000/float64(b.N), "cpu-ms/op")
+				rss2, _ := memory(b)
+				b.ReportMetric(float64(rss2-rss)/1024, "KiB-RSS-grown")
+			})
+		}
+	}
 }
 
 // BenchmarkIdleWatch reports the memory of this process for each open watch: all of it,
