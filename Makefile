@@ -66,9 +66,9 @@ check: ## all tests with the race detector, PACKAGES=./... TIMEOUT=20m P=2
 fuzz: ## each fuzz target for FUZZTIME=3s
 	@internal/testenv/fuzz.sh $(FUZZTIME)
 
-soak: ## all tests ten times over, 500 kills and 1,000 logins a fault each time, minutes of rotation and refreshes, long fuzzing: hours
+soak: ## all tests ten times over, 500 kills and 1,000 logins a fault each time, minutes of rotation, refreshes and informers, long fuzzing: hours
 	TABARD_SOAK_KILLS=500 TABARD_SOAK_LOGINS=1000 go test -race -count=10 -timeout 4h -p $(P) $(PACKAGES)
-	TABARD_SOAK_ROTATION=10m TABARD_SOAK_REFRESH=5m go test -race -count=1 -timeout 1h -run '^(TestRotation|TestRacingRefreshes)$$' ./internal/e2e
+	TABARD_SOAK_ROTATION=10m TABARD_SOAK_REFRESH=5m TABARD_SOAK_PROXY=10m go test -race -count=1 -timeout 1h -run '^(TestRotation|TestRacingRefreshes|TestProxyInformers)$$' ./internal/e2e
 	@internal/testenv/fuzz.sh 5m
 
 bench: ## all benchmarks

@@ -195,6 +195,7 @@ func TestGeneratedFiles(t *testing.T) {
 		"apiserver/webhook-config.yaml": "webhook-config",
 		"rbac/people.yaml":              "rbac --namespace team-a --admins corp:team-a --viewers corp:devs --cluster-admins platform",
 		"rbac/proxy.yaml":               "rbac --for proxy",
+		"rbac/passthrough.yaml":         "rbac --for passthrough",
 	} {
 		words := strings.Fields(line)
 		args := append([]string{"tabard", "cluster", words[0], "prod", "--config", config}, words[1:]...)
@@ -240,6 +241,7 @@ func TestCluster(t *testing.T) {
 	t.Run("the pod is restricted", func(t *testing.T) { podIsRestricted(t, k) })
 	t.Run("roles", func(t *testing.T) { rolesReachWhatTheySay(t, k) })
 	t.Run("impersonation", func(t *testing.T) { proxyMayImpersonateAlone(t, k) })
+	t.Run("token reviews", func(t *testing.T) { passthroughMayReviewAlone(t, k) })
 }
 
 func everyFileIsUsed(t *testing.T) {
@@ -335,7 +337,7 @@ func proxyMayImpersonateAlone(t *testing.T, k *testenv.KubeAPIServer) {
 		within(t, fmt.Sprintf("without %q a person is seen: %v", gone, allowed), func() error {
 			for _, ask := range []struct{ method, path, body, want string }{
 				{"POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", `{"apiVersion":"authentication.k8s.io/v1","kind":"SelfSubjectReview"}`,
-					`"userInfo":{"username":"alice","uid":"corp.1","groups":["corp:devs","system:authenticated"],"extra":{"authentication.kubernetes.io/credential-id":["JTI=1"],"tabard.dev/sid":["s1"]}}`},
+					`"userInfo":{"username":"alice","uid":"corp.1","groups":["corp:devs","system:authenticated"],"extra":{"authentication.kubernetes.io/credential-id":["JTI=1"],"tabard.dev/address":["192.0.2.1"],"tabard.dev/impersonator":["bob"],"tabard.dev/impersonator-uid":["corp.2"],"tabard.dev/sid":["s1"]}}`},
 				{"GET", "/api/v1/namespaces/team-a/pods", "", `"items":[]`},
 				{"GET", "/version", "", `"gitVersion":`}, // no resource
 			} {
@@ -354,6 +356,20 @@ func proxyMayImpersonateAlone(t *testing.T, k *testenv.KubeAPIServer) {
 	}
 }
 
+// passthroughMayReviewAlone has the account review a token, and do nothing else.
+func passthroughMayReviewAlone(t *testing.T, k *testenv.KubeAPIServer) {
+	const as = "--as=system:serviceaccount:kube-system:tabard-passthrough"
+	for ask, want := range map[string]string{
+		"create tokenreviews.authentication.k8s.io": "yes", "list tokenreviews.authentication.k8s.io": "no", "list pods": "no", "get secrets": "no",
+		"impersonate users": "no", "create subjectaccessreviews.authorization.k8s.io": "no",
+	} {
+		out, err := k.KubectlWith(t, testenv.KubectlOptions{Kubeconfig: k.AdminKubeconfig}, append([]string{"auth", "can-i", as, "-A"}, strings.Fields(ask)...)...)
+		if answer := strings.TrimSpace(out); answer != want {
+			t.Errorf("%s: %q, want %s (%v)", ask, answer, want, err)
+		}
+	}
+}
+
 var spaces = regexp.MustCompile(`\s`)
 
 // proxied is an HTTP client that says it acts for somebody, as the proxy does.
@@ -363,7 +379,8 @@ func asAlice(t *testing.T, k *testenv.KubeAPIServer, token string) proxied {
 	t.Helper()
 	c := k.RESTConfigWithToken(token)
 	c.Impersonate = rest.ImpersonationConfig{UserName: "alice", UID: "corp.1", Groups: []string{"corp:devs"}, Extra: map[string][]string{
-		"authentication.kubernetes.io/credential-id": {"JTI=1"}, "tabard.dev/sid": {"s1"},
+		"authentication.kubernetes.io/credential-id": {"JTI=1"}, "tabard.dev/sid": {"s1"}, "tabard.dev/address": {"192.0.2.1"},
+		"tabard.dev/impersonator": {"bob"}, "tabard.dev/impersonator-uid": {"corp.2"},
 	}}
 	client, err := rest.HTTPClientFor(c)
 	if err != nil {

@@ -8,13 +8,14 @@ import (
 // APIServerConfig says where people reach a cluster's API server. A zero one says
 // nothing: the cluster is then left out of the kubeconfigs that Tabard writes.
 type APIServerConfig struct {
-	URL    string `yaml:"url"`              // https
-	CAFile string `yaml:"caFile,omitempty"` // of its certificate; the system's roots when empty
-	CA     string `yaml:"-"`                // PEM, what CAFile holds
+	URL     string // https
+	CAFile  string // of its certificate; the system's roots when empty
+	CA      string // PEM, what CAFile holds
+	Proxied bool   // URL is our own proxy's, and CA our own certificate's
 }
 
 func (a APIServerConfig) validate(path string) error {
-	if a == (APIServerConfig{}) {
+	if a == (APIServerConfig{}) || a.Proxied { // which is below the issuer, and as good
 		return nil
 	}
 	u, err := url.Parse(a.URL)

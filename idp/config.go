@@ -65,7 +65,7 @@ type ThrottleConfig struct {
 type ClusterConfig struct {
 	Name          string          `yaml:"name"`
 	ClientID      string          `yaml:"clientID"`
-	APIServer     APIServerConfig `yaml:"apiServer,omitempty"`
+	APIServer     APIServerConfig `yaml:"-"` // the file's is larger: cmd/tabard fills this in
 	RedirectURIs  []string        `yaml:"redirectURIs,omitempty"`
 	Groups        GroupFilter     `yaml:"groups,omitempty"`
 	RequireGroups []string        `yaml:"requireGroups,omitempty"`

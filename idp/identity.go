@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,8 +26,50 @@ type Identity struct {
 	Groups   []string // that leave to the cluster; not to be changed
 	Session  string   // sid; "" for a client's own token
 	JTI      string   // of the token
+	KeyID    string   // of the key that signed the token
 	AuthTime time.Time
 	Ends     time.Time // when the first right in it ends by itself; never zero
+}
+
+// Identify says who the bearer of an id_token is at a cluster now, by the steps of a
+// review without its audiences. ErrNoCluster, ErrRefused; any other error means that
+// nothing is known.
+func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity, error) {
+	c := s.clientOf(cluster)
+	if c == nil {
+		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
+	}
+	claims, err := s.claimsFor(c, token)
+	if err != nil {
+		return Identity{}, err
+	}
+	return s.identify(ctx, c, claims)
+}
+
+// Recheck says what an identity that Identify returned is worth now, for what outlives
+// its token: the token may have expired, but its key must be trusted still, and a
+// client's own lasts no longer than a person's session would. Errors are Identify's.
+func (s *Service) Recheck(ctx context.Context, id Identity) (Identity, error) {
+	c := s.clientOf(id.Cluster)
+	switch {
+	case c == nil:
+		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, id.Cluster)
+	case !s.Keys.trusted(id.KeyID):
+		return Identity{}, fmt.Errorf("%w: the key that signed the token is gone", ErrRefused)
+	}
+	claims := idClaims{Subject: id.Sub, SessionID: id.Session, ID: id.JTI, key: id.KeyID}
+	if id.Session == "" {
+		claims.AuthorizedParty = strings.TrimPrefix(id.Sub, ClientPrefix)
+	}
+	again, err := s.identify(ctx, c, claims)
+	if err != nil || id.Session != "" {
+		return again, err
+	}
+	again.AuthTime, again.Ends = id.AuthTime, id.AuthTime.Add(c.sessions.MaxLifetime)
+	if !s.Now().Before(again.Ends) {
+		return Identity{}, fmt.Errorf("%w: the token of client %s is older than sessions.maxLifetime", ErrRefused, claims.AuthorizedParty)
+	}
+	return again, nil
 }
 
 // claimsFor verifies a token for a cluster's client and reads it. ErrRefused.
@@ -71,7 +114,7 @@ func (s *Service) identify(ctx context.Context, c *Client, claims idClaims) (Ide
 	}
 	id := Identity{
 		Cluster: c.Cluster, Sub: sess.Sub, Username: sess.Username, Groups: e.groups, Session: sess.ID, JTI: claims.ID,
-		AuthTime: sess.AuthTime, Ends: sess.AuthTime.Add(c.sessions.MaxLifetime),
+		KeyID: claims.key, AuthTime: sess.AuthTime, Ends: sess.AuthTime.Add(c.sessions.MaxLifetime),
 	}
 	if !e.ends.IsZero() && e.ends.Before(id.Ends) {
 		id.Ends = e.ends
@@ -87,7 +130,7 @@ func (s *Service) identifyClient(owner *Client, claims idClaims) (Identity, erro
 	}
 	return Identity{
 		Cluster: owner.Cluster, Sub: claims.Subject, Username: claims.Subject, Groups: e.groups, JTI: claims.ID,
-		AuthTime: time.Unix(claims.IssuedAt, 0), Ends: time.Unix(claims.Expires, 0),
+		KeyID: claims.key, AuthTime: time.Unix(claims.IssuedAt, 0), Ends: time.Unix(claims.Expires, 0),
 	}, nil
 }
 

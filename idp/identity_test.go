@@ -1,9 +1,8 @@
 package idp
 
 import (
-	"context"
 	"errors"
-	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -12,20 +11,6 @@ import (
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/internal/store"
 )
-
-// Identify says who the bearer of an id_token is at a cluster now, by the steps of a
-// review without its audiences.
-func (s *Service) Identify(ctx context.Context, cluster, token string) (Identity, error) {
-	c := s.clientOf(cluster)
-	if c == nil {
-		return Identity{}, fmt.Errorf("%w: %q", ErrNoCluster, cluster)
-	}
-	claims, err := s.claimsFor(c, token)
-	if err != nil {
-		return Identity{}, err
-	}
-	return s.identify(ctx, c, claims)
-}
 
 func TestIdentify(t *testing.T) {
 	h := newHouse(t)
@@ -97,6 +82,90 @@ func TestIdentifyFresh(t *testing.T) {
 	}
 }
 
+// TestRecheck follows a stream that outlives its token, until each right ends in turn.
+func TestRecheck(t *testing.T) {
+	h := newHouse(t)
+	sub := "corp." + bobID
+	opened := func(client, cluster string) Identity {
+		t.Helper()
+		tokens, _ := h.login("bob", client)
+		h.must(h.Sessions.catchUp(h.ctx, h.disk))
+		id, err := h.Identify(h.ctx, cluster, tokens.IDToken)
+		h.must(err)
+		return id
+	}
+	id := opened("kubernetes", "prod")
+	h.member("platform", groups.KindPerson, sub, h.Now().Add(time.Hour))
+	h.clock.pass(30 * time.Minute) // the token has expired
+	again, err := h.Recheck(h.ctx, id)
+	h.must(err)
+	want := id
+	want.Groups, want.Ends = again.Groups, h.Now().Add(30*time.Minute)
+	if !reflect.DeepEqual(again, want) || !slices.Contains(again.Groups, "platform") || slices.Contains(id.Groups, "platform") {
+		t.Errorf("%+v, and then %+v", id, again)
+	}
+	h.clock.pass(31 * time.Minute)
+	if again, err = h.Recheck(h.ctx, again); err != nil || slices.Contains(again.Groups, "platform") {
+		t.Errorf("after the membership: %+v, %v", again, err)
+	}
+	elsewhere, moved := id, id
+	elsewhere.Cluster = "none"
+	_, err = h.Recheck(h.ctx, elsewhere)
+	wantErr(t, err, ErrNoCluster)
+	moved.Sub = "corp." + aliceID
+	_, err = h.Recheck(h.ctx, moved)
+	wantErr(t, err, ErrRefused)
+
+	h.member("vault-users", groups.KindPerson, sub, time.Time{})
+	vault := opened("vault", "vault")
+	_, err = h.local.Remove(h.ctx, groups.Actor{Operator: true}, "vault-users", 0, groups.KindPerson, sub)
+	h.must(err)
+	_, err = h.Recheck(h.ctx, vault)
+	wantErr(t, err, ErrRefused) // a required group is gone
+
+	local := h.Groups
+	h.Groups = behind{}
+	if _, err := h.Recheck(h.ctx, id); err == nil || errors.Is(err, ErrRefused) {
+		t.Errorf("without groups: %v, want neither yes nor no", err)
+	}
+	h.Groups = local
+	h.must(h.EndSession(h.ctx, groups.Actor{Sub: sub}, false, id.Session))
+	h.must(h.Sessions.catchUp(h.ctx, h.disk))
+	_, err = h.Recheck(h.ctx, id)
+	wantErr(t, err, ErrRefused)
+	_, err = h.Recheck(h.ctx, opened("kubernetes", "prod"))
+	h.must(err) // another session
+}
+
+// TestRecheckAfterRotation: a key that retires takes nothing with it, and an emergency
+// takes all that its keys have signed.
+func TestRecheckAfterRotation(t *testing.T) {
+	h := newHouse(t)
+	tokens, _ := h.login("bob", "kubernetes")
+	id, err := h.Identify(h.ctx, "prod", tokens.IDToken)
+	h.must(err)
+	h.must(h.keys.Rotate(h.ctx, false))
+	retired := h.clock.at
+	h.clock.pass(24*time.Hour + h.cfg.LongestToken() + retireMargin + time.Minute)
+	for _, alg := range h.cfg.KeyAlgorithms() {
+		h.must(h.keys.refresh(h.ctx, alg))
+	}
+	h.clock.pass(retired.Sub(h.clock.at)) // back, or the session has ended
+	if slices.Contains(published(h.keys), id.KeyID) {
+		t.Fatal("the key has not retired")
+	}
+	_, err = h.Recheck(h.ctx, id)
+	h.must(err)
+	for range 2 {
+		h.must(h.keys.Rotate(h.ctx, true))
+		_, err = h.Recheck(h.ctx, id)
+		wantErr(t, err, ErrRefused)
+	}
+	id.KeyID = ""
+	_, err = h.Recheck(h.ctx, id)
+	wantErr(t, err, ErrRefused)
+}
+
 func TestVerifiedTokensAreBounded(t *testing.T) {
 	v := &verifiedTokens{by: map[[32]byte]idClaims{}}
 	for i := range maxVerified {
@@ -129,6 +198,21 @@ func BenchmarkIdentify(b *testing.B) {
 	}
 }
 
+func BenchmarkRecheck(b *testing.B) {
+	h := newHouse(b)
+	tokens, _ := h.login("bob", "kubernetes")
+	h.member("platform", groups.KindPerson, "corp."+bobID, time.Time{})
+	h.must(h.Sessions.catchUp(h.ctx, h.disk))
+	id, err := h.Identify(h.ctx, "prod", tokens.IDToken)
+	h.must(err)
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := h.Recheck(h.ctx, id); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 // TestIdentifyClient has a token without a session, which nothing ends but its time.
 func TestIdentifyClient(t *testing.T) {
 	w := newWorkshop(t)
@@ -141,5 +225,18 @@ func TestIdentifyClient(t *testing.T) {
 	wantErr(t, err, ErrRefused)
 	w.clock.pass(5 * time.Minute)
 	_, err = w.Identify(w.ctx, "prod", raw)
+	wantErr(t, err, ErrRefused)
+	again, err := w.Recheck(w.ctx, id)
+	if err != nil || again.Username != id.Username || len(again.Groups) != 2 || !again.Ends.After(w.Now()) {
+		t.Errorf("its stream: %+v, %v", again, err)
+	}
+	w.clock.pass(again.Ends.Sub(w.Now()))
+	_, err = w.Recheck(w.ctx, again)
+	wantErr(t, err, ErrRefused) // it is as old as a person's session may get
+	w.clock.pass(-time.Hour)
+	_, err = w.Recheck(w.ctx, again)
+	w.must(err)
+	delete(w.clients, "ci")
+	_, err = w.Recheck(w.ctx, again)
 	wantErr(t, err, ErrRefused)
 }

@@ -54,6 +54,7 @@ type Keys struct {
 	rewriting  sync.Mutex // what was read first is put to use first
 	mu         sync.RWMutex
 	keys       map[string][]signingKey // by algorithm, oldest first
+	past       map[string][]string     // by algorithm, the IDs of keys that have retired while we ran
 	generation atomic.Uint64           // grows with every change of keys
 
 	follower *store.Follower
@@ -84,7 +85,7 @@ func OpenKeys(ctx context.Context, st store.Store, cfg KeyConfig, log logrus.Fie
 	if now == nil {
 		now = time.Now
 	}
-	k := &Keys{store: st, cfg: cfg, log: log, now: now, keys: map[string][]signingKey{}, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	k := &Keys{store: st, cfg: cfg, log: log, now: now, keys: map[string][]signingKey{}, past: map[string][]string{}, changed: make(chan struct{}, 1), done: make(chan struct{})}
 	for _, alg := range cfg.Algorithms {
 		if err := k.refresh(ctx, alg); err != nil {
 			return nil, err
@@ -277,10 +278,30 @@ func (k *Keys) use(alg string, ring []signingKey) error {
 	defer k.mu.Unlock()
 	if !slices.EqualFunc(old, ring, func(a, b signingKey) bool { return a.ID == b.ID }) {
 		k.generation.Add(1)
+		k.past[alg] = pastOf(k.past[alg], old, ring)
 	}
 	k.keys[alg] = ring
 	return nil
 }
+
+// pastOf adds to past the IDs of keys that are in old and not in ring: a key that retires
+// leaves its successor behind, and an emergency none of the keys there were.
+func pastOf(past []string, old, ring []signingKey) []string {
+	var gone []string
+	for _, key := range old {
+		if !slices.ContainsFunc(ring, func(o signingKey) bool { return o.ID == key.ID }) {
+			gone = append(gone, key.ID)
+		}
+	}
+	if len(gone) == len(old) {
+		return nil
+	}
+	past = append(past, gone...)
+	return past[max(0, len(past)-maxPast):]
+}
+
+// maxPast is more keys than retire within the longest session.
+const maxPast = 16
 
 // private returns the PKCS #8 form of the private key.
 func (s *signingKey) private(v *Vault) ([]byte, error) {
@@ -459,21 +480,36 @@ func (k *Keys) current(alg string) *signingKey {
 	return nil
 }
 
-// Verify returns the payload of a compact JWS that one of our keys signed.
-func (k *Keys) Verify(token string) ([]byte, error) {
+// Verify returns the payload of a compact JWS that one of our keys signed, and that
+// key's ID.
+func (k *Keys) Verify(token string) (payload []byte, kid string, err error) {
 	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.RS256, jose.ES256})
 	if err != nil {
-		return nil, fmt.Errorf("parse token: %.200s", err) // it can quote the token's header
+		return nil, "", fmt.Errorf("parse token: %.200s", err) // it can quote the token's header
 	}
 	header := jws.Signatures[0].Header
 	k.mu.RLock()
 	defer k.mu.RUnlock()
 	for _, key := range k.keys[header.Algorithm] {
 		if key.ID == header.KeyID {
-			return jws.Verify(key.public)
+			payload, err = jws.Verify(key.public)
+			return payload, key.ID, err
 		}
 	}
-	return nil, errors.New("token is signed by no key of ours")
+	return nil, "", errors.New("token is signed by no key of ours")
+}
+
+// trusted reports whether what a key signed once is to be believed still, whatever its
+// age: no emergency has taken the key away, and its algorithm is in use.
+func (k *Keys) trusted(kid string) bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	for alg, ring := range k.keys {
+		if slices.ContainsFunc(ring, func(key signingKey) bool { return key.ID == kid }) || slices.Contains(k.past[alg], kid) {
+			return true
+		}
+	}
+	return false
 }
 
 // Public returns the JWKS: every key that signs, will sign, or has signed tokens

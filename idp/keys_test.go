@@ -66,7 +66,7 @@ func signs(t testing.TB, k *Keys, alg string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Verify(raw); err != nil {
+	if _, _, err := k.Verify(raw); err != nil {
 		t.Fatal(err)
 	}
 	jws, err := jose.ParseSignedCompact(raw, []jose.SignatureAlgorithm{jose.SignatureAlgorithm(alg)})
@@ -97,7 +97,7 @@ func TestKeysPersist(t *testing.T) {
 	if signs(t, both, "RS256") != first || signs(t, both, "ES256") == "" || len(published(both)) != 2 {
 		t.Errorf("published %v", published(both))
 	}
-	if payload, err := both.Verify(old); err != nil || string(payload) != `{"n":1}` {
+	if payload, _, err := both.Verify(old); err != nil || string(payload) != `{"n":1}` {
 		t.Errorf("a token from before the restart: %q, %v", payload, err)
 	}
 	if _, err := both.Sign("HS256", nil); err == nil {
@@ -138,11 +138,11 @@ func TestKeysRotate(t *testing.T) {
 		t.Error("the next key does not sign")
 	}
 	step(k.cfg.Retain + retireMargin)
-	if _, err := k.Verify(token); err != nil || len(published(k)) != 2 {
+	if _, _, err := k.Verify(token); err != nil || len(published(k)) != 2 {
 		t.Errorf("the last key went while its tokens may live: %v", err)
 	}
 	step(time.Second)
-	if _, err := k.Verify(token); err == nil || !slices.Equal(published(k), ids[1:]) {
+	if _, _, err := k.Verify(token); err == nil || !slices.Equal(published(k), ids[1:]) {
 		t.Errorf("the last key stays for ever: %v", published(k))
 	}
 }
@@ -503,7 +503,7 @@ func TestKeysEmergency(t *testing.T) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	for _, k := range []*Keys{here, there} {
-		if _, err := k.Verify(old); err == nil {
+		if _, _, err := k.Verify(old); err == nil {
 			t.Error("a token of the removed key is good")
 		}
 	}
@@ -523,7 +523,7 @@ func TestKeysEmergencyOfOtherAlgorithms(t *testing.T) {
 	if err := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256"}}).Rotate(t.Context(), true); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256", "RS256"}}).Verify(stolen); err == nil {
+	if _, _, err := ring(t, st, c, KeyConfig{Algorithms: []string{"ES256", "RS256"}}).Verify(stolen); err == nil {
 		t.Error("a token of a key from before the emergency is good")
 	}
 }
@@ -554,7 +554,7 @@ func TestKeysEmergencyMeetsRefresh(t *testing.T) {
 	if err := errors.Join(err, <-refreshed); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := k.Verify(old); err == nil {
+	if _, _, err := k.Verify(old); err == nil {
 		t.Error("a token of the removed key is good")
 	}
 }

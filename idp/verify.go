@@ -58,6 +58,8 @@ type idClaims struct {
 	Expires         int64    `json:"exp"`
 	NotBefore       int64    `json:"nbf"`
 	IssuedAt        int64    `json:"iat"`
+
+	key string // kid
 }
 
 // maxToken bounds what is parsed; no id_token of ours is larger.
@@ -70,10 +72,11 @@ func (s *Service) verifyHint(raw string) (idClaims, error) {
 	if len(raw) > maxToken {
 		return c, errors.New("token is too long")
 	}
-	payload, err := s.Keys.Verify(raw)
+	payload, key, err := s.Keys.Verify(raw)
 	if err != nil {
 		return c, err
 	}
+	c.key = key
 	if err := json.Unmarshal(payload, &c); err != nil {
 		return c, fmt.Errorf("token claims: %w", err)
 	}

@@ -23,7 +23,7 @@ func (w *workshop) own(id string) map[string]any {
 	if got.RefreshToken != "" || got.AccessToken != "" {
 		w.t.Errorf("more than one token: %+v", got)
 	}
-	payload, err := w.keys.Verify(got.IDToken)
+	payload, _, err := w.keys.Verify(got.IDToken)
 	w.must(err)
 	out := map[string]any{"raw": got.IDToken}
 	w.must(json.Unmarshal(payload, &out))

@@ -168,7 +168,7 @@ func listClusters(_ *http.Request, c caller) (int, any, error) {
 	open, err := c.clusters()
 	list := api.ClusterList{Clusters: make([]api.Cluster, 0, len(open))}
 	for _, cl := range open {
-		list.Clusters = append(list.Clusters, api.Cluster{Name: cl.Name, ClientID: cl.ClientID, APIServer: cl.APIServer.URL, CA: cl.APIServer.CA})
+		list.Clusters = append(list.Clusters, api.Cluster{Name: cl.Name, ClientID: cl.ClientID, APIServer: cl.APIServer.URL, CA: cl.APIServer.CA, Proxied: cl.APIServer.Proxied})
 	}
 	return http.StatusOK, list, err
 }

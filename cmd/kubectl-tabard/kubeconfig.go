@@ -68,6 +68,7 @@ func makeKubeconfig(cmd *cobra.Command, o *options, names []string, prefix strin
 			return nil, fmt.Errorf("cluster %s is not open to you, or there is none of that name", n)
 		}
 	}
+	ca := c.CA(a)
 	args, err := o.tokenArgs(cmd.Context(), c, a)
 	if err != nil {
 		return nil, err
@@ -79,6 +80,9 @@ func makeKubeconfig(cmd *cobra.Command, o *options, names []string, prefix strin
 		case cl.APIServer == "":
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s is left out: the server does not know its API server (clusters[].apiServer)\n", plain(cl.Name))
 		default:
+			if cl.Proxied && cl.CA == "" {
+				cl.CA = ca
+			}
 			addContext(made, prefix+cl.Name, cl, args)
 		}
 	}

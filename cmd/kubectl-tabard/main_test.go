@@ -426,6 +426,31 @@ func TestMerge(t *testing.T) {
 	}
 }
 
+// TestKubeconfigOfProxy: a proxied cluster shows the server's own certificate, so the CA of
+// the sign-in is good for it.
+func TestKubeconfigOfProxy(t *testing.T) {
+	f := newFake(t)
+	f.signedIn()
+	f.clusters = []api.Cluster{
+		{Name: "eks", ClientID: "eks", APIServer: f.URL + "/k8s/clusters/eks", Proxied: true},
+		{Name: "gke", ClientID: "gke", APIServer: "https://gke.example", Proxied: true, CA: "said"},
+		{Name: "own", ClientID: "own", APIServer: "https://own.example"},
+	}
+	code, out, errs := f.run("kubeconfig")
+	k, err := clientcmd.Load([]byte(out))
+	if err != nil || code != exitDone {
+		t.Fatalf("exit %d, %v: %s", code, err, errs)
+	}
+	for name, want := range map[string]string{"eks": f.ca(), "gke": "said", "own": ""} {
+		if got := string(k.Clusters[name].CertificateAuthorityData); got != want {
+			t.Errorf("%s has the CA %q, want %q", name, got, want)
+		}
+	}
+	if got := k.Clusters["eks"].Server; got != f.URL+"/k8s/clusters/eks" {
+		t.Errorf("eks is at %s", got)
+	}
+}
+
 // TestMergeIntoNothing makes the kubeconfig of somebody who has none.
 func TestMergeIntoNothing(t *testing.T) {
 	f := newFake(t)

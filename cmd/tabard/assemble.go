@@ -91,7 +91,8 @@ func (a *assembly) close() {
 }
 
 // assemble joins the rooms. It asks no directory, so it works while they are down.
-func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldLogger, stopping func() bool) (_ *assembly, err error) {
+func (s *server) assemble(ctx context.Context, cfg *Config) (_ *assembly, err error) {
+	f, log := s.foundation, s.log
 	a := &assembly{cfg: cfg, backups: f.backups, auditor: f.auditor}
 	defer func() {
 		if err != nil {
@@ -102,7 +103,7 @@ func assemble(ctx context.Context, cfg *Config, f *foundation, log logrus.FieldL
 	if err != nil {
 		return nil, err
 	}
-	a.health = &health{store: f.store, keys: a.idp.Keys, directories: dirs, stopping: stopping, log: log}
+	a.health = &health{store: f.store, keys: a.idp.Keys, directories: dirs, proxied: s.proxy.Health, stopping: s.stopping.Load, log: log}
 	if err := a.route(f.metrics, log); err != nil {
 		return nil, err
 	}

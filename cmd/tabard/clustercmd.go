@@ -24,7 +24,8 @@ type clusterFiles struct {
 	Issuer   string
 	IssuerCA string // PEM; "" where machines trust the issuer's certificate
 	Cluster  idp.ClusterConfig
-	Dir      string // on the API servers' machines
+	Direct   idp.APIServerConfig // the API server itself, where Cluster's is our proxy
+	Dir      string              // on the API servers' machines
 
 	DenySID, DenyJTI []string
 
@@ -76,6 +77,8 @@ func (o *clusterOptions) load(name string) error {
 		return fmt.Errorf("there is no cluster %q in %s", name, o.config)
 	}
 	o.files.Issuer, o.files.Cluster = cfg.Issuer, cfg.idp.Clusters[at]
+	a := cfg.Clusters[at].APIServer
+	o.files.Direct = idp.APIServerConfig{URL: a.URL, CA: a.CA}
 	if o.files.Dir != "" && !path.IsAbs(o.files.Dir) {
 		return usageError{errors.New("--dir is not an absolute path")}
 	}
@@ -179,26 +182,29 @@ func clusterWebhookCommand() *cobra.Command {
 func clusterRBACCommand() *cobra.Command {
 	o := &clusterOptions{}
 	var whom, account string
-	cmd := clusterSub("rbac", "Print roles to begin with, or the account of the proxy", o, func(_ *cobra.Command, f *clusterFiles) (string, error) {
+	cmd := clusterSub("rbac", "Print roles to begin with, or an account of the proxy", o, func(_ *cobra.Command, f *clusterFiles) (string, error) {
 		switch whom {
 		case "people":
 			return f.rbacOfPeople()
-		case "proxy":
+		case "proxy", "passthrough":
+			if account == "" {
+				account = "kube-system/tabard-" + whom
+			}
 			var ok bool
 			if f.AccountNamespace, f.Account, ok = strings.Cut(account, "/"); !ok || !objectName.MatchString(f.Account) || !objectName.MatchString(f.AccountNamespace) {
 				return "", usageError{errors.New("--service-account is not NAMESPACE/NAME")}
 			}
-			return f.render("rbac-proxy.yaml")
+			return f.render("rbac-" + whom + ".yaml")
 		}
-		return "", usageError{fmt.Errorf("--for %s: use people or proxy", whom)}
+		return "", usageError{fmt.Errorf("--for %s: use people, proxy or passthrough", whom)}
 	})
 	flags := cmd.Flags()
-	flags.StringVar(&whom, "for", "people", "people: discovery, and admins and viewers of a namespace; proxy: the account that may impersonate")
+	flags.StringVar(&whom, "for", "people", "people: discovery, and admins and viewers of a namespace; proxy: the account that may impersonate; passthrough: the account that may review tokens")
 	flags.StringVar(&o.files.Namespace, "namespace", "default", "namespace of the admins and viewers")
 	flags.StringVar(&o.files.Admins, "admins", "", "group of its admins; left out: NAMESPACE-admins")
 	flags.StringVar(&o.files.Viewers, "viewers", "", "group of its viewers; left out: NAMESPACE-viewers")
 	flags.StringVar(&o.files.ClusterAdmins, "cluster-admins", "", "group that may do everything; left out: none")
-	flags.StringVar(&account, "service-account", "kube-system/tabard-proxy", "NAMESPACE/NAME of the proxy's account")
+	flags.StringVar(&account, "service-account", "", "NAMESPACE/NAME of the account; left out: kube-system/tabard-proxy or kube-system/tabard-passthrough")
 	return cmd
 }
 
@@ -226,7 +232,14 @@ func (f *clusterFiles) rbacOfPeople() (string, error) {
 func clusterKubeconfigCommand() *cobra.Command {
 	o := &clusterOptions{}
 	var program string
+	var direct bool
 	cmd := clusterSub("kubeconfig", "Print a kubeconfig for the people of a cluster", o, func(cmd *cobra.Command, f *clusterFiles) (string, error) {
+		switch {
+		case direct:
+			f.Cluster.APIServer = f.Direct
+		case f.Cluster.APIServer.Proxied:
+			f.Cluster.APIServer.CA = f.IssuerCA
+		}
 		if f.Cluster.APIServer.URL == "" {
 			return "", fmt.Errorf("cluster %s has no apiServer.url in the configuration: set it", f.Cluster.Name)
 		}
@@ -244,7 +257,8 @@ func clusterKubeconfigCommand() *cobra.Command {
 		return f.render("kubeconfig.yaml")
 	})
 	cmd.Flags().StringVar(&program, "for", "plugin", "plugin: kubectl-tabard; kubelogin: kubectl-oidc_login")
-	o.issuerCAFlag(cmd, "to put in for kubelogin; the plugin reads it from that path on people's machines")
+	cmd.Flags().BoolVar(&direct, "direct", false, "the API server itself, where the cluster has a proxy")
+	o.issuerCAFlag(cmd, "to put in for kubelogin and for a cluster that is proxied; the plugin reads it from that path on people's machines")
 	return cmd
 }
 

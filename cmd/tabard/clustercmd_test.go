@@ -30,7 +30,7 @@ func TestClusterMistakes(t *testing.T) {
 		{"authn-config prod --deny-jti ${x}", exitUsage, "is no sid and no jti"},
 		{"authn-config prod --issuer-ca nowhere", exitFailed, "--issuer-ca: nowhere does not exist"},
 		{"authn-config prod --issuer-ca " + notes, exitFailed, "holds no certificate in PEM form"},
-		{"rbac prod --for x", exitUsage, "use people or proxy"},
+		{"rbac prod --for x", exitUsage, "use people, proxy or passthrough"},
 		{"rbac prod --namespace A", exitUsage, "--namespace is not the name of one"},
 		{"rbac prod --admins system:masters", exitUsage, "no token holds a group"},
 		{"rbac prod --for proxy --service-account x", exitUsage, "--service-account is not NAMESPACE/NAME"},
@@ -110,6 +110,59 @@ func TestClusterKnowsTheCA(t *testing.T) {
 		got := strings.Contains(strings.ReplaceAll(stdout, "\n      ", "\n"), root)
 		if code != exitDone || got != c.known || strings.Contains(stdout, "PRIVATE KEY") || strings.Contains(stdout, "BEGIN") != c.known {
 			t.Errorf("%s: exit %d, %s%s", name, code, stdout, stderr)
+		}
+	}
+}
+
+// TestClusterProxied: people reach a proxied cluster at the proxy, whose certificate is the
+// issuer's.
+func TestClusterProxied(t *testing.T) {
+	dir := t.TempDir()
+	own, theirs := testenv.NewCA(t, dir), testenv.NewCA(t, t.TempDir())
+	cert, key := own.Issue(t, "id.corp.example")
+	read := func(path string) string {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(string(b))
+	}
+	chain, account := filepath.Join(dir, "chain.pem"), filepath.Join(dir, "account")
+	writeFile(t, chain, read(cert)+"\n"+read(own.File), 0o600)
+	writeFile(t, account, "t", 0o600)
+	for _, c := range []struct{ issuer, tls, proxy, flags, server, ca string }{
+		{"https://id.corp.example", chain, "{}", "", "https://id.corp.example/k8s/clusters/prod", read(own.File)},
+		{"https://id.corp.example:8443/id", cert, "{}", "", "https://id.corp.example:8443/id/k8s/clusters/prod", ""},
+		{"https://id.corp.example:8443/id", cert, "{}", "--issuer-ca " + own.File, "https://id.corp.example:8443/id/k8s/clusters/prod", read(own.File)},
+		{"https://id.corp.example:8443/id", chain, "{hosts: [prod.k8s.example, p.example]}", "--for kubelogin", "https://prod.k8s.example:8443", read(own.File)},
+		{"https://id.corp.example", chain, "{hosts: [prod.k8s.example]}", "", "https://prod.k8s.example", read(own.File)},
+		{"https://id.corp.example", chain, "{hosts: [prod.k8s.example]}", "--direct", "https://10.0.0.1:6443", read(theirs.File)},
+	} {
+		text := strings.Replace(minimal, "kubernetes}", "kubernetes, apiServer: {url: 'https://10.0.0.1:6443', caFile: "+theirs.File+", tokenFile: "+account+"}, proxy: "+c.proxy+"}", 1)
+		text = strings.NewReplacer("https://id.corp.example", c.issuer, "admins:", "tls: {certFile: "+c.tls+", keyFile: "+key+"}\nadmins:").Replace(text)
+		args := append([]string{"cluster", "kubeconfig", "prod", "--config", writeConfig(t, text)}, strings.Fields(c.flags)...)
+		code, stdout, stderr := command(t, args...)
+		var k struct {
+			Clusters []struct {
+				Cluster struct {
+					Server string
+					CA     string `yaml:"certificate-authority-data"`
+				}
+			}
+		}
+		if err := yaml.Unmarshal([]byte(stdout), &k); err != nil || code != exitDone || len(k.Clusters) != 1 {
+			t.Fatalf("%s: exit %d, %v: %s%s", c.flags, code, err, stdout, stderr)
+		}
+		got, ca := k.Clusters[0].Cluster, ""
+		if c.ca != "" {
+			ca = base64Of(c.ca + "\n")
+		}
+		if got.Server != c.server || got.CA != ca {
+			t.Errorf("%s %s %s:\ngot  %+v\nwant %s %s", c.issuer, c.proxy, c.flags, got, c.server, ca)
+		}
+		_, _, warned := command(t, "config", "check", args[4])
+		if host := strings.Contains(c.proxy, "prod.k8s"); host != strings.Contains(warned, "clusters[0].proxy.hosts[0]: the certificate of tls.certFile is for id.corp.example, localhost, 127.0.0.1, ::1 and not for prod.k8s.example") {
+			t.Errorf("%s: warned of %q", c.proxy, warned)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"text/template"
 
 	"github.com/tabard-id/tabard/idp"
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // clusterTemplates are the files that `tabard cluster` prints.
@@ -42,6 +43,9 @@ func (f *clusterFiles) ExtraSession() string { return idp.ExtraSession }
 
 // ExtraCredentialID is Kubernetes' own key.
 func (f *clusterFiles) ExtraCredentialID() string { return idp.ExtraCredentialID }
+
+// ExtraKeys are the extra attributes that the proxy sends of people.
+func (f *clusterFiles) ExtraKeys() []string { return proxy.ExtraKeys() }
 
 // ResourceVerbs are the verbs of requests for resources. RBAC matches a verb as a whole,
 // so that each has to be named.

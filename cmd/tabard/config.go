@@ -23,29 +23,31 @@ import (
 	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/proxy"
 	"github.com/tabard-id/tabard/web"
 )
 
 // Config is the configuration file. Each room's part is that room's own struct.
 type Config struct {
-	Issuer         string              `yaml:"issuer"`         // https URL without a slash at its end
-	Brand          string              `yaml:"brand"`          // name shown on pages
-	Listen         string              `yaml:"listen"`         // host:port; :8443 when empty
-	Metrics        MetricsConfig       `yaml:"metrics"`        //
-	TrustedProxies []string            `yaml:"trustedProxies"` // CIDRs whose X-Forwarded-For counts
-	TLS            TLSConfig           `yaml:"tls"`            //
-	Store          StoreConfig         `yaml:"store"`          //
-	Audit          audit.Config        `yaml:"audit"`          //
-	Admins         []string            `yaml:"admins"`         // groups that administer everything
-	Directories    []directory.Config  `yaml:"directories"`    //
-	Clusters       []idp.ClusterConfig `yaml:"clusters"`       //
-	Clients        []idp.ClientConfig  `yaml:"clients"`        //
-	Tokens         idp.TokenConfig     `yaml:"tokens"`         //
-	Sessions       idp.SessionConfig   `yaml:"sessions"`       //
-	Throttle       idp.ThrottleConfig  `yaml:"throttle"`       // of wrong passwords
-	Keys           idp.KeyConfig       `yaml:"keys"`           //
+	Issuer         string             `yaml:"issuer"`         // https URL without a slash at its end
+	Brand          string             `yaml:"brand"`          // name shown on pages
+	Listen         string             `yaml:"listen"`         // host:port; :8443 when empty
+	Metrics        MetricsConfig      `yaml:"metrics"`        //
+	TrustedProxies []string           `yaml:"trustedProxies"` // CIDRs whose X-Forwarded-For counts
+	TLS            TLSConfig          `yaml:"tls"`            //
+	Store          StoreConfig        `yaml:"store"`          //
+	Audit          audit.Config       `yaml:"audit"`          //
+	Admins         []string           `yaml:"admins"`         // groups that administer everything
+	Directories    []directory.Config `yaml:"directories"`    //
+	Clusters       []ClusterConfig    `yaml:"clusters"`       //
+	Clients        []idp.ClientConfig `yaml:"clients"`        //
+	Tokens         idp.TokenConfig    `yaml:"tokens"`         //
+	Sessions       idp.SessionConfig  `yaml:"sessions"`       //
+	Throttle       idp.ThrottleConfig `yaml:"throttle"`       // of wrong passwords
+	Keys           idp.KeyConfig      `yaml:"keys"`           //
 
 	idp      idp.Config
+	proxy    *proxy.Table
 	proxies  []netip.Prefix
 	cert     *tls.Certificate // nil without TLS
 	warnings []string
@@ -234,7 +236,7 @@ func (l *loader) readFiles() {
 	}
 	for i := range c.Clusters {
 		cl := &c.Clusters[i]
-		cl.APIServer.CA = l.caFile(fmt.Sprintf("clusters[%d].apiServer.caFile", i), &cl.APIServer.CAFile)
+		l.apiServerFiles(fmt.Sprintf("clusters[%d]", i), cl)
 		if cl.Webhook == nil {
 			continue
 		}
@@ -361,7 +363,8 @@ func (l *loader) rooms() {
 	}
 	l.fromRoom(c.Audit.Validate())
 	l.fromRoom(directory.ValidateAll(c.Directories))
-	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Throttle: c.Throttle, Clusters: c.Clusters, Clients: c.Clients}
+	c.idp = idp.Config{Issuer: c.Issuer, Tokens: c.Tokens, Sessions: c.Sessions, Throttle: c.Throttle, Clients: c.Clients}
+	l.proxies()
 	for i := range c.Directories {
 		if c.Directories[i].Outage.LastKnown > 0 {
 			if c.idp.Outage == nil {

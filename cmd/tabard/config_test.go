@@ -80,11 +80,25 @@ func TestConfigMistakes(t *testing.T) {
 		{"not text", "admins:", "\xff:", []string{": is not UTF-8 text"}},
 		{"empty value", "  type: ldap", "  type:", []string{":7:8: directories[0].type: has no value: give it one or leave the key out"}},
 		{"anchor", "name: corp", "name: &x corp", []string{":6:9: directories[0].name: anchors, aliases and tags are not read: write the value out"}},
-		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, proxy: {hosts: []}, requireSecondFactor: true}", []string{
-			":12:38: clusters[0].proxy: is not in this version yet: leave it out", ":12:58: clusters[0].requireSecondFactor: is not in this version yet: leave it out"}},
-		{"account of the proxy", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: https://10.0.0.1:6443, tokenFile: t}}", []string{":12:78: clusters[0].apiServer.tokenFile: is not in this version yet: leave it out"}},
+		{"later versions", "clientID: kubernetes}", "clientID: kubernetes, requireSecondFactor: true}", []string{":12:38: clusters[0].requireSecondFactor: is not in this version yet: leave it out"}},
+		{"account without a proxy", "- {name: prod, clientID: kubernetes}", "- {name: prod, clientID: kubernetes, apiServer: {url: https://10.0.0.1:6443, tokenFile: tabard.yaml}}\n- {name: two, clientID: two, apiServer: {inCluster: true}}", []string{
+			":12:78: clusters[0].apiServer.tokenFile: is for the proxy, which this cluster does not have: set clusters[].proxy, or leave it out",
+			":13:42: clusters[1].apiServer.inCluster: is for the proxy, which this cluster does not have: set clusters[].proxy, or leave it out"}},
+		{"proxy of a bad issuer", minimal, strings.NewReplacer("https://id", "http://id", "kubernetes}", "kubernetes, apiServer: {inCluster: true}, proxy: {}}").Replace(minimal), []string{
+			":1:1: issuer: must be an https URL such as https://id.corp.example, because API servers accept no other"}},
+		{"files of the proxy", "- {name: prod, clientID: kubernetes}", "- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, caFile: a, tokenFile: b}\n  proxy:\n    passthrough: {tokenFile: c}\n- {name: two, clientID: two, apiServer: {url: https://10.0.0.2, certFile: tabard.yaml, keyFile: tabard.yaml}, proxy: {}}", []string{
+			":14:43: clusters[0].apiServer.caFile: DIR/a does not exist: create it or correct the path",
+			":14:54: clusters[0].apiServer.tokenFile: DIR/b does not exist: create it or correct the path",
+			":16:19: clusters[0].proxy.passthrough.tokenFile: DIR/c does not exist: create it or correct the path",
+			":17:65: clusters[1].apiServer.certFile: certFile and keyFile do not fit together (failed to find any PEM data in certificate input): both must be PEM, and the key the certificate's own"}},
+		{"types in the proxy", "- {name: prod, clientID: kubernetes}", "- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, inCluster: 1, exec: {command: x, args: y, env: [z], shell: true}}\n  proxy:\n    host: a\n    policy: [{name: x, effect: deny, when: true, examples: [{now: today, want: match}]}]\n    limits: {rate: fast, burst: 1.5, timeout: 60, maxBody: 1MB}", []string{
+			":14:54: clusters[0].apiServer.inCluster: must be true or false", ":14:82: clusters[0].apiServer.exec.args: must be a list",
+			":14:90: clusters[0].apiServer.exec.env: must be a mapping of keys to values", ":14:95: clusters[0].apiServer.exec.shell: is not a key: use args, command, env",
+			":16:5: clusters[0].proxy.host: is not a key: use audit, examples, hosts, limits, passthrough, policy",
+			":17:44: clusters[0].proxy.policy[0].when: must be text: put it in quotes", ":17:67: clusters[0].proxy.policy[0].examples[0].now: must be a time with its zone, such as 2027-01-31T18:00:00Z",
+			":18:20: clusters[0].proxy.limits.rate: must be a number", ":18:33: clusters[0].proxy.limits.burst: must be a whole number", ":18:47: clusters[0].proxy.limits.timeout: must be a duration such as 90s, 5m or 8h", ":18:60: clusters[0].proxy.limits.maxBody: must be a size such as 16MiB"}},
 		{"API server", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: http://10.0.0.1:6443, caFile: nowhere}}", []string{
-			":12:50: clusters[0].apiServer.url: must be an https URL such as https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
+			":12:50: clusters[0].apiServer.url: must be an https URL without user, query or fragment, e.g. https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"webhook without callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {}}", []string{":12:38: clusters[0].webhook.callers: is missing: name a file with a secret that the API server sends"}},
 		{"webhook's callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {callers: [{tokenFile: nowhere}, {token: short}, {token: x, tokenFile: y}, {}]}}", []string{
 			":12:59: clusters[0].webhook.callers[0].tokenFile: DIR/nowhere does not exist: create it or correct the path",
@@ -308,6 +322,18 @@ func TestExample(t *testing.T) {
 	}
 }
 
+// TestExampleOfProxy: what the example shows of the proxy passes as well.
+func TestExampleOfProxy(t *testing.T) {
+	_, shown, _ := strings.Cut(string(exampleConfig), "\n  #proxy:")
+	shown, _, ok := strings.Cut("\n  #proxy:"+shown, "\n  #tokens:")
+	path := writeConfig(t, strings.Replace(minimal, "- {name: prod, clientID: kubernetes}\n",
+		"- name: prod\n  clientID: kubernetes\n  apiServer: {url: https://10.0.0.1:6443, inCluster: true}"+strings.ReplaceAll(shown, "\n  #", "\n  ")+"\n", 1))
+	writeFile(t, filepath.Join(filepath.Dir(path), "prod-review-token"), "x", 0o600)
+	if code, stdout, stderr := command(t, "config", "check", path); !ok || code != exitDone || stderr != "" {
+		t.Errorf("exit %d: %s%s\n%s", code, stdout, stderr, shown)
+	}
+}
+
 // TestSchema holds the keys of the example, commented ones included, against
 // those of the schema, both ways.
 func TestSchema(t *testing.T) {
@@ -319,7 +345,7 @@ func TestSchema(t *testing.T) {
 	inExample := map[string]bool{}
 	for key := range d.at {
 		if !strings.HasSuffix(key, "]") {
-			inExample[listIndex.ReplaceAllString(key, "[]")] = true
+			inExample[documented(listIndex.ReplaceAllString(key, "[]"))] = true
 		}
 	}
 	_, printed, _ := command(t, "config", "schema")
@@ -343,13 +369,19 @@ func TestSchema(t *testing.T) {
 	}
 }
 
+// documented is where the example shows a key: what holds for a rule's examples and a
+// policy's is shown once.
+func documented(key string) string {
+	return strings.Replace(key, "proxy.policy[].examples[].", "proxy.examples[].", 1)
+}
+
 func schemaKeys(t *testing.T, s map[string]any, path string, into map[string]bool) {
-	if s["type"] == "object" && s["additionalProperties"] != false {
+	if s["type"] == "object" && s["additionalProperties"] != false && !strings.HasSuffix(path, ".env") {
 		t.Errorf("%s takes unknown keys", path)
 	}
 	properties, _ := s["properties"].(map[string]any)
 	for name, p := range properties {
-		into[join(path, name)] = true
+		into[documented(join(path, name))] = true
 		schemaKeys(t, p.(map[string]any), join(path, name), into)
 	}
 	if items, ok := s["items"].(map[string]any); ok {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"reflect"
 	"regexp"
 	"slices"
@@ -16,6 +17,8 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // position is a place in the configuration file, counted from 1; 0 is not known.
@@ -272,6 +275,17 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 			err = errors.ErrUnsupported
 		}
 		v.SetBool(strings.EqualFold(text, "true"))
+	case v.Kind() == reflect.Float64:
+		var f float64
+		want = "a number"
+		if f, err = strconv.ParseFloat(text, 64); math.IsNaN(f) || math.IsInf(f, 0) {
+			err = errors.ErrUnsupported
+		}
+		v.SetFloat(f)
+	case v.Kind() == reflect.Int64: // bytes
+		var size audit.Size
+		want, err = "a size such as 16MiB", size.UnmarshalText([]byte(text))
+		v.SetInt(int64(size))
 	default:
 		var i int64
 		want = "a whole number"
@@ -305,11 +319,7 @@ func join(path, key string) string {
 
 // notYet says whether a key of the contract is for a later version.
 func notYet(path string) bool {
-	switch listIndex.ReplaceAllString(path, "[]") {
-	case "clusters[].apiServer.tokenFile", "clusters[].proxy", "clusters[].requireSecondFactor":
-		return true
-	}
-	return false
+	return listIndex.ReplaceAllString(path, "[]") == "clusters[].requireSecondFactor"
 }
 
 var listIndex = regexp.MustCompile(`\[\d+\]`)

@@ -136,6 +136,8 @@ func (s *screen) story(d *demoRun) {
 		"   " + s.strong(d.issuer+"/groups/"+demoGroup),
 		"4. bob may, with his next token: tokens live for one minute here.",
 		"   " + kubectl("bob"),
+		"5. carol may do everything, but not through the proxy, which has a rule of its own:",
+		"   " + s.strong("KUBECONFIG=$D/carol.kubeconfig kubectl --server="+d.issuer+clusterPath+demoCluster+" delete pod shop"),
 		"",
 		"The pods stay Pending: this cluster has no nodes. Ctrl-C ends everything here.",
 	} {

@@ -105,6 +105,7 @@ func (d *doctor) examine(ctx context.Context, path string) {
 	if d.user != "" && !d.found {
 		d.say("user", resultFail, "nobody signs in as %s in a directory that answers", d.user)
 	}
+	d.proxies(ctx)
 	d.issuer(ctx, running)
 }
 
@@ -230,6 +231,11 @@ func (d *doctor) readiness(ctx context.Context, hc *http.Client) {
 	for name, state := range ready.Directories {
 		if state == stateError {
 			d.say("server", resultFail, "the server cannot use directory %s: its log says why", name)
+		}
+	}
+	for name, state := range ready.Clusters {
+		if state == stateError {
+			d.say("server", resultFail, "the server cannot use the API server of cluster %s: its log says why", name)
 		}
 	}
 }

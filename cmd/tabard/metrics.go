@@ -4,10 +4,13 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"runtime/debug"
+	"strconv"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // metrics is what Prometheus may read.
@@ -15,6 +18,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	reviews  *prometheus.CounterVec
+	proxies  *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -26,6 +30,9 @@ func newMetrics() *metrics {
 		reviews: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tabard_token_reviews_total", Help: "Tokens that API servers asked about, by cluster and result: good, refused or failed.",
 		}, []string{"cluster", "result"}),
+		proxies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tabard_proxy_requests_total", Help: "Proxied requests that have ended, by cluster and status code; 101 is an exec, attach or port-forward.",
+		}, []string{"cluster", "code"}),
 	}
 	release, revision := buildVersion()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
@@ -33,13 +40,18 @@ func newMetrics() *metrics {
 		ConstLabels: prometheus.Labels{"version": release, "revision": revision},
 	})
 	info.Set(1)
-	m.registry.MustRegister(m.requests, m.reviews, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.reviews, m.proxies, info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
 
 // reviewed counts the answer to one TokenReview.
 func (m *metrics) reviewed(cluster, result string) {
 	m.reviews.WithLabelValues(cluster, result).Inc()
+}
+
+// proxied counts a request that has ended.
+func (m *metrics) proxied(o proxy.Observation) {
+	m.proxies.WithLabelValues(o.Cluster, strconv.Itoa(o.Status)).Inc()
 }
 
 // handler serves metrics and profiles, for a listener of their own.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -27,9 +28,13 @@ const requestDeadline = 30 * time.Second
 // ServeHTTP is what every request passes first: an id, its origin for the audit
 // trail, a deadline, the access log and metrics, and an answer after a panic.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.proxy.Handles(r) {
+		s.serveProxied(w, r)
+		return
+	}
+	origin := s.originOf(r)
 	a := s.acquire()
 	defer s.release(a)
-	origin := audit.Origin{Address: clientAddress(r, a.cfg.proxies), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
 	w.Header().Set("X-Request-Id", origin.RequestID)
 	path := r.URL.Path // as it came: handlers may change r
 	limit := cmp.Or(web.TimeFor(strings.TrimPrefix(path, a.base)), requestDeadline)
@@ -37,20 +42,33 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	rec, start := &recorder{ResponseWriter: w}, time.Now()
 	defer func() {
-		s.finish(rec, routeClass(strings.TrimPrefix(path, a.base)), recover(), logrus.Fields{
-			"request": origin.RequestID, "address": origin.Address, "method": clipBytes(r.Method, 16),
-			"path": clipBytes(path, 256), "ms": time.Since(start).Milliseconds(),
-		})
+		s.finish(rec, routeClass(strings.TrimPrefix(path, a.base)), recover(), func() logrus.Fields { return requestFields(r, path, origin, start) })
 	}()
 	a.handler.ServeHTTP(rec, r.WithContext(ctx))
 }
 
-// finish logs and counts an answer; panicked is what the handler panicked with.
-// Query strings are not logged: they hold codes. What machines ask for all the
-// time is logged at debug.
-func (s *server) finish(w *recorder, class string, panicked any, fields logrus.Fields) {
+// originOf says where a request comes from, and gives it an id.
+func (s *server) originOf(r *http.Request) audit.Origin {
+	a := s.acquire()
+	trusted := a.cfg.proxies
+	s.release(a)
+	return audit.Origin{Address: clientAddress(r, trusted), UserAgent: clipBytes(r.UserAgent(), 256), RequestID: requestID()}
+}
+
+// requestFields are what the log has of a request. Query strings hold codes, so they are
+// not among it.
+func requestFields(r *http.Request, path string, origin audit.Origin, start time.Time) logrus.Fields {
+	return logrus.Fields{
+		"request": origin.RequestID, "address": origin.Address, "method": clipBytes(r.Method, 16),
+		"path": clipBytes(path, 256), "ms": time.Since(start).Milliseconds(),
+	}
+}
+
+// finish logs and counts an answer; panicked is what the handler panicked with. What
+// machines ask for all the time is logged at debug.
+func (s *server) finish(w *recorder, class string, panicked any, fields func() logrus.Fields) {
 	if panicked != nil && panicked != http.ErrAbortHandler {
-		s.log.WithFields(fields).Errorf("panic: %v\n%s", panicked, debug.Stack())
+		s.log.WithFields(fields()).Errorf("panic: %v\n%s", panicked, debug.Stack())
 		if w.status == 0 {
 			http.Error(w, "Something went wrong here. The cause is in the server's log.", http.StatusInternalServerError)
 		}
@@ -58,12 +76,11 @@ func (s *server) finish(w *recorder, class string, panicked any, fields logrus.F
 	s.metrics.requests.WithLabelValues(class, strconv.Itoa(w.code())).Inc()
 	level := logrus.InfoLevel
 	switch class {
-	case "health", "keys", "discovery", "assets", "tokenreview":
+	case "health", "keys", "discovery", "assets", "tokenreview", "proxy":
 		level = logrus.DebugLevel
 	}
 	if s.log.IsLevelEnabled(level) {
-		fields["status"] = w.code()
-		s.log.WithFields(fields).Log(level, "request")
+		s.log.WithFields(fields()).WithField("status", w.code()).Log(level, "request")
 	}
 	if panicked == http.ErrAbortHandler {
 		panic(panicked)
@@ -150,6 +167,15 @@ func (w *recorder) Write(b []byte) (int, error) {
 		w.status = http.StatusOK
 	}
 	return w.ResponseWriter.Write(b)
+}
+
+// Hijack implements http.Hijacker: what is taken over has switched to another protocol.
+func (w *recorder) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	if err == nil && w.status == 0 {
+		w.status = http.StatusSwitchingProtocols
+	}
+	return conn, buf, err
 }
 
 // Unwrap lets http.ResponseController reach the connection.

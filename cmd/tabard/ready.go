@@ -15,6 +15,7 @@ import (
 	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/store"
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // How often directories are probed, and how long one probe may take.
@@ -37,6 +38,7 @@ type readiness struct {
 	Store       string            `json:"store"`
 	Keys        string            `json:"keys"`
 	Directories map[string]string `json:"directories"`
+	Clusters    map[string]string `json:"clusters,omitempty"` // that are proxied
 }
 
 // health knows how the parts of one assembly are. Directories are probed in the
@@ -45,6 +47,7 @@ type health struct {
 	store       store.Store
 	keys        *idp.Keys
 	directories []*directory.Directory
+	proxied     func() []proxy.Health
 	stopping    func() bool
 	log         logrus.FieldLogger
 
@@ -133,6 +136,14 @@ func (h *health) now(ctx context.Context) readiness {
 	}
 	if len(h.keys.Public().Keys) == 0 {
 		r.Keys = stateError
+	}
+	for _, c := range h.proxied() {
+		if r.Clusters == nil {
+			r.Clusters = map[string]string{}
+		}
+		if r.Clusters[c.Cluster] = stateOK; c.Err != "" {
+			r.Clusters[c.Cluster] = stateError
+		}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

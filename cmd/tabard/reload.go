@@ -115,12 +115,15 @@ func (w *watcher) reload(ctx context.Context) {
 	w.watch(cfg.files)
 	if err == nil {
 		var next *assembly
-		if next, err = assemble(ctx, cfg, s.foundation, s.log, s.stopping.Load); err == nil {
-			logWarnings(s.log, cfg)
-			s.warnRestart(cfg)
-			s.swap(next)
-			s.log.Info("configuration reloaded")
-			return
+		if next, err = s.assemble(ctx, cfg); err == nil {
+			if err = s.proxy.Use(cfg.proxy); err == nil {
+				logWarnings(s.log, cfg)
+				s.warnRestart(cfg)
+				s.swap(next)
+				s.log.Info("configuration reloaded")
+				return
+			}
+			next.close()
 		}
 	}
 	s.log.WithError(err).Error("the changed configuration is not used, the one before stays: correct it")

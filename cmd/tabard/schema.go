@@ -41,9 +41,15 @@ func schemaOf(t reflect.Type, path string) map[string]any {
 		return map[string]any{"type": "array", "items": schemaOf(t.Elem(), path+"[]")}
 	case reflect.Pointer:
 		return schemaOf(t.Elem(), path)
+	case reflect.Map: // of text to text
+		return map[string]any{"type": "object", "additionalProperties": map[string]any{"type": "string"}}
+	case reflect.Float64:
+		return map[string]any{"type": "number"}
 	case reflect.Bool:
 		return map[string]any{"type": "boolean"}
-	case reflect.Int, reflect.Int64:
+	case reflect.Int64: // bytes
+		return map[string]any{"type": []string{"string", "integer"}}
+	case reflect.Int:
 		return map[string]any{"type": "integer"}
 	}
 	return map[string]any{"type": "string"}

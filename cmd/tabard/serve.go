@@ -19,10 +19,16 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
+
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // drainTime is how long requests under way get when the server stops.
 const drainTime = 15 * time.Second
+
+// pingAfter is how long an HTTP/2 connection may be silent, and then the answer to a ping
+// may take. HTTP/1.1 has TCP's keep-alives, by Go's default at 15 seconds.
+const pingAfter = 30 * time.Second
 
 // gcPercent lets the heap, a few MiB that live, grow to four times its size between
 // collections: every request makes garbage, and collecting it more often cost a
@@ -59,6 +65,7 @@ type server struct {
 	foundation *foundation
 	started    *Config // as of the start: listeners, store and trail are its
 	stopping   atomic.Bool
+	proxy      *proxy.Proxy
 
 	mu      sync.Mutex
 	current *assembly
@@ -79,11 +86,18 @@ func serve(ctx context.Context, path string, log *logrus.Logger, listening func(
 	}
 	defer f.close(log)
 	s := &server{path: path, log: log, metrics: f.metrics, foundation: f, started: cfg}
-	if s.current, err = assemble(ctx, cfg, f, log, s.stopping.Load); err != nil {
+	s.proxy = proxy.New(proxy.Deps{Authority: authority{s}, Trail: f.trail, Log: log, Observe: f.metrics.proxied, Now: time.Now})
+	if s.current, err = s.assemble(ctx, cfg); err != nil {
+		s.proxy.Close()
 		return err
 	}
 	s.current.users = 1
 	defer func() { s.release(s.current) }()
+	defer s.proxy.Close() // before the assembly that it asks
+	if err := s.proxy.Use(cfg.proxy); err != nil {
+		return err
+	}
+	f.metrics.registry.MustRegister(newProxyCollector(s.proxy.Health))
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	return s.run(ctx, stop, listening)
@@ -129,6 +143,7 @@ func (s *server) run(ctx context.Context, stop func(), listening func(net.Addr))
 	s.stopping.Store(true)
 	stop() // from here on a signal has its usual effect
 	s.log.Info("stopping: requests under way are finished first; a second signal ends at once")
+	wg.Go(s.drain)
 	for _, l := range listeners {
 		err = errors.Join(err, l.shutdown(s.log))
 	}
@@ -180,7 +195,9 @@ func (s *server) listenOn(key, addr string, h http.Handler) (*listener, error) {
 		WriteTimeout:      2 * requestDeadline,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          stdlog.New(debugWriter{s.log}, "", 0),
+		// A watch says nothing for hours: whether anybody still listens is asked.
+		HTTP2:    &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingAfter, WriteByteTimeout: 2 * pingAfter},
+		ErrorLog: stdlog.New(debugWriter{s.log}, "", 0),
 	}}, nil
 }
 
@@ -201,6 +218,13 @@ func (l *listener) shutdown(log logrus.FieldLogger) error {
 		err = l.srv.Close()
 	}
 	return err
+}
+
+// drain ends the proxy's streams, which would go on for ever.
+func (s *server) drain() {
+	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	defer cancel()
+	s.proxy.Drain(ctx)
 }
 
 // debugWriter takes what net/http logs: mostly clients that hang up.

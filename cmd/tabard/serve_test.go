@@ -28,6 +28,7 @@ import (
 
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/testenv"
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // instance is a server that was started by the real command.
@@ -552,6 +553,8 @@ func TestMiddleware(t *testing.T) {
 	var origin audit.Origin
 	var deadline time.Time
 	s := &server{log: log, metrics: newMetrics(), current: &assembly{users: 1, base: "/id", cfg: &Config{}}}
+	s.proxy = proxy.New(proxy.Deps{Authority: authority{s}, Log: log, Observe: s.metrics.proxied, Now: time.Now})
+	defer s.proxy.Close()
 	s.current.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		origin = audit.OriginOf(r.Context())
 		deadline, _ = r.Context().Deadline()

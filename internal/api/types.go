@@ -26,6 +26,7 @@ type Cluster struct {
 	ClientID  string `json:"clientID"`            // the audience of its tokens
 	APIServer string `json:"apiServer,omitempty"` // URL; absent when the server was not told
 	CA        string `json:"ca,omitempty"`        // PEM of the API server's CA
+	Proxied   bool   `json:"proxied,omitempty"`   // APIServer is the server's own proxy, with its own certificate
 }
 
 // Problem is an error of the API, RFC 9457 (application/problem+json).

@@ -274,7 +274,13 @@ func bound(e *Event) {
 	} {
 		*s = cutString(*s)
 	}
-	detail := e.Detail
+	detail, fits := e.Detail, len(e.Detail) <= maxDetails
+	for k, v := range detail {
+		fits = fits && len(k) <= maxField && len(v) <= maxField
+	}
+	if fits {
+		return // no copy: proxied requests come often
+	}
 	e.Detail = make(map[string]string, min(len(detail), maxDetails))
 	for _, k := range slices.Sorted(maps.Keys(detail)) {
 		if len(e.Detail) == maxDetails-1 && len(detail) > maxDetails {

@@ -176,6 +176,9 @@ func TestDemo(t *testing.T) {
 		return nil
 	}
 	eventually(t, 90*time.Second, "bob's next token has the group", bobMay)
+	if out := d.atTerminal(story, 4, "carol"); !strings.Contains(out, `Forbidden): pods "shop" is forbidden: rule "pods-stay" of Tabard's policy`) {
+		t.Errorf("carol by the proxy: %s", out)
+	}
 	d.end(p, syscall.SIGINT)
 
 	p = d.start("Ctrl-C ends everything", nil)
@@ -194,14 +197,14 @@ func TestDemo(t *testing.T) {
 	d.end(p, syscall.SIGHUP)
 }
 
-// story are the lines to type: the one that sets PATH, alice, bob, bob.
+// story are the lines to type: the one that sets PATH, alice, bob, bob, carol.
 func (d *demo) story() []string {
 	d.t.Helper()
 	var lines []string
 	for _, m := range typed.FindAllStringSubmatch(d.said(), -1) {
 		lines = append(lines, m[1])
 	}
-	if len(lines) != 4 || !strings.Contains(d.said(), d.issuer+"/groups/pod-readers") {
+	if len(lines) != 5 || !strings.Contains(d.said(), d.issuer+"/groups/pod-readers") {
 		d.t.Fatalf("the story is\n%s", d.said())
 	}
 	return lines

@@ -34,6 +34,9 @@ var tabard, plugin string
 const atOnce = "4"
 
 func TestMain(m *testing.M) {
+	if serveRival() {
+		return
+	}
 	flag.Parse()
 	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
 		_ = f.Value.Set(atOnce)

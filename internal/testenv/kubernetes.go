@@ -3,13 +3,17 @@ package testenv
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
 	"time"
 
+	auditv1 "k8s.io/apiserver/pkg/apis/audit/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/tabard-id/tabard/internal/parts"
@@ -22,6 +26,8 @@ type KubeAPIServerOptions struct {
 	// ExtraArgs come last, so that they win: --oidc-issuer-url and its like.
 	// The issuer need not answer yet; the apiserver tries every 10 s.
 	ExtraArgs []string
+	// Audit has it write an audit log with who asked for what; see AuditLog.
+	Audit bool
 }
 
 // KubeAPIServer is a running kube-apiserver with RBAC and its own etcd, and no
@@ -40,6 +46,8 @@ type KubeAPIServer struct {
 	kubectl           string
 	dir               string
 	adminCert, adminK string
+	ca                *CA
+	config            parts.KubeAPIServerConfig
 }
 
 // StartKubeAPIServer starts a real etcd and a real kube-apiserver, and returns
@@ -50,21 +58,89 @@ func StartKubeAPIServer(t testing.TB, opts KubeAPIServerOptions) *KubeAPIServer 
 	etcd := StartEtcd(t)
 	dir := t.TempDir()
 	ca := NewCA(t, dir)
-	k := &KubeAPIServer{CAFile: ca.File, kubectl: Binary(t, "kubectl"), dir: dir}
+	k := &KubeAPIServer{CAFile: ca.File, kubectl: Binary(t, "kubectl"), dir: dir, ca: ca}
 	k.adminCert, k.adminK = ca.IssueClient(t, "admin", "system:masters")
 	certFile, keyFile := ca.Issue(t, "kubernetes.default.svc")
-	p, err := parts.StartKubeAPIServer(t.Context(), parts.KubeAPIServerConfig{
-		Binary: binary, Dir: dir, EtcdURL: etcd.Endpoint, Port: FreePort(t), ExtraArgs: opts.ExtraArgs,
-		CAFile: ca.File, CertFile: certFile, KeyFile: keyFile, AdminCertFile: k.adminCert, AdminKeyFile: k.adminK,
-	})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, tail(filepath.Join(dir, "kube-apiserver.log"), tailBytes))
+	args := k.clientArgs(t)
+	if opts.Audit {
+		args = append(args, k.auditArgs(t)...)
 	}
-	endWith(t, p.Process)
-	k.Process, k.URL = p.Process, p.URL
+	k.config = parts.KubeAPIServerConfig{
+		Binary: binary, Dir: dir, EtcdURL: etcd.Endpoint, Port: FreePort(t), ExtraArgs: append(args, opts.ExtraArgs...),
+		CAFile: ca.File, CertFile: certFile, KeyFile: keyFile, AdminCertFile: k.adminCert, AdminKeyFile: k.adminK,
+	}
+	k.Start(t)
 	k.AdminKubeconfig = k.Kubeconfig(t, map[string]any{"client-certificate": k.adminCert, "client-key": k.adminK})
 	k.AnonymousKubeconfig = k.Kubeconfig(t, map[string]any{})
 	return k
+}
+
+// Start starts the server again after Stop or Kill, at the same address and with the same
+// data.
+func (k *KubeAPIServer) Start(t testing.TB) {
+	t.Helper()
+	p, err := parts.StartKubeAPIServer(t.Context(), k.config)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, tail(filepath.Join(k.dir, "kube-apiserver.log"), tailBytes))
+	}
+	endWith(t, p.Process)
+	k.Process, k.URL = p.Process, p.URL
+}
+
+// clientArgs let the server be known to kubelets and to aggregated API servers, by
+// certificates of its own CA.
+func (k *KubeAPIServer) clientArgs(t testing.TB) []string {
+	kubeletCert, kubeletKey := k.ca.IssueClient(t, "kube-apiserver-kubelet-client", "kubeadm:cluster-admins")
+	frontCert, frontKey := k.ca.IssueClient(t, "front-proxy-client")
+	return []string{
+		"--kubelet-client-certificate=" + kubeletCert, "--kubelet-client-key=" + kubeletKey,
+		"--kubelet-certificate-authority=" + k.CAFile, "--kubelet-preferred-address-types=InternalIP",
+		"--proxy-client-cert-file=" + frontCert, "--proxy-client-key-file=" + frontKey,
+		"--requestheader-client-ca-file=" + k.CAFile, "--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-username-headers=X-Remote-User", "--requestheader-uid-headers=X-Remote-Uid", "--requestheader-group-headers=X-Remote-Group",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-",
+	}
+}
+
+// CA signs the certificates of this cluster.
+func (k *KubeAPIServer) CA() *CA { return k.ca }
+
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitManagedFields: true
+omitStages: [RequestReceived]
+rules:
+- {level: None, users: ["system:apiserver", admin]}
+- {level: Metadata}
+`
+
+// auditArgs have every request logged at the level Metadata, but for those of the
+// administrator and the server's own.
+func (k *KubeAPIServer) auditArgs(t testing.TB) []string {
+	policy := filepath.Join(k.dir, "audit-policy.yaml")
+	writeFile(t, policy, auditPolicy)
+	return []string{"--audit-policy-file=" + policy, "--audit-log-path=" + filepath.Join(k.dir, "audit.log"), "--audit-log-mode=blocking-strict"}
+}
+
+// AuditLog is what the server's audit log holds by now, the oldest event first. The event
+// of a request may come a moment after its answer; of a watch or an upgrade there are two.
+func (k *KubeAPIServer) AuditLog(t testing.TB) []auditv1.Event {
+	t.Helper()
+	f, err := os.Open(filepath.Join(k.dir, "audit.log"))
+	if err != nil {
+		t.Fatalf("read the audit log: %v", err)
+	}
+	defer f.Close()
+	var events []auditv1.Event
+	for d := json.NewDecoder(f); ; {
+		var e auditv1.Event
+		if err := d.Decode(&e); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			return events
+		} else if err != nil {
+			t.Fatalf("read the audit log: %v", err)
+		}
+		events = append(events, e)
+	}
 }
 
 // RESTConfig is the administrator's, for client-go.
