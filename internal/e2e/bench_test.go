@@ -24,6 +24,10 @@ import (
 // compare; operations per second say as much about the client.
 const benchWorkers = 8
 
+// benchPeople is how many people sign in in turn, as in the rush of a morning: so many
+// that nobody signs in twice at once.
+const benchPeople = 64
+
 // benchServer is a Tabard whose CPU time is counted.
 type benchServer struct {
 	*server
@@ -31,20 +35,43 @@ type benchServer struct {
 	pid     int
 	http    *http.Client
 	workers int
+	next    atomic.Int64 // of the people
+
+	profileFrom string // "": no profiles
 }
 
-// startBench starts Tabard with 20 groups for alice: over ldap or ldaps, on bbolt, or
-// over ldap on etcd.
+// benchPerson is one of the people of the benchmarks.
+func benchPerson(i int64) string { return fmt.Sprintf("person-%02d", i%benchPeople) }
+
+// benchLDIF are the people, each with 20 groups of their own, one in another.
+func benchLDIF() string {
+	var b strings.Builder
+	group := func(name, member string) {
+		fmt.Fprintf(&b, "dn: cn=%s,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\nmember: %s,dc=example,dc=org\n\n", name, member)
+	}
+	for i := range int64(benchPeople) {
+		uid := benchPerson(i)
+		fmt.Fprintf(&b, "dn: uid=%[1]s,ou=people,dc=example,dc=org\nobjectClass: inetOrgPerson\nuid: %[1]s\ncn: %[1]s\nsn: %[1]s\n"+
+			"displayName: %[1]s\nmail: %[1]s@example.org\nuserPassword: pw-%[1]s\n\n", uid)
+		for j := range 19 {
+			group(fmt.Sprintf("%s-%02d", uid, j), "uid="+uid+",ou=people")
+		}
+		group(uid+"-all", "cn="+uid+"-00,ou=groups")
+	}
+	return b.String()
+}
+
+// startBench starts Tabard with the people of the benchmarks: over ldap or ldaps, on
+// bbolt, or over ldap on etcd.
 func startBench(b *testing.B, algorithm, kind string) *benchServer {
 	b.Helper()
 	slapd := testenv.StartSlapd(b)
 	slapd.AddLDIF(b, testenv.SampleLDIF())
-	var ldif strings.Builder
-	for i := range 19 { // and devs makes 20
-		fmt.Fprintf(&ldif, "dn: cn=team-%02d,ou=groups,dc=example,dc=org\nobjectClass: groupOfNames\nmember: uid=alice,ou=people,dc=example,dc=org\n\n", i)
-	}
-	slapd.AddLDIF(b, ldif.String())
+	slapd.AddLDIF(b, benchLDIF())
 	o := options{tokens: "{signingAlgorithm: " + algorithm + "}"}
+	if os.Getenv(benchProfile) != "" {
+		o.extra = fmt.Sprintf("metrics: {listen: 127.0.0.1:%d}\n", testenv.FreePort(b))
+	}
 	s := newServer(b, slapd, o)
 	if kind != "ldaps" {
 		config, err := os.ReadFile(s.config)
@@ -59,7 +86,37 @@ func startBench(b *testing.B, algorithm, kind string) *benchServer {
 	}
 	s.binary = benchBinary(b)
 	s.start()
-	return &benchServer{server: s, b: b, pid: s.Pid(), http: s.client(), workers: benchWorkers}
+	bench := &benchServer{server: s, b: b, pid: s.Pid(), http: s.client(), workers: benchWorkers}
+	if _, at, found := strings.Cut(o.extra, "listen: "); found {
+		bench.profileFrom = "http://" + strings.TrimSuffix(at, "}\n")
+	}
+	return bench
+}
+
+// benchProfile names the environment variable of a folder that the server's CPU and
+// allocation profiles under each benchmark are written to.
+const benchProfile = "TABARD_BENCH_PROFILE"
+
+// profile writes a profile of the server, if that is wanted, and returns when it is done.
+func (s *benchServer) profile(kind string) {
+	if s.profileFrom == "" {
+		return
+	}
+	resp, err := http.Get(s.profileFrom + "/debug/pprof/" + kind)
+	if err != nil {
+		s.b.Error(err)
+		return
+	}
+	defer resp.Body.Close()
+	name, _, _ := strings.Cut(kind, "?")
+	file := filepath.Join(os.Getenv(benchProfile), strings.ReplaceAll(s.b.Name(), "/", "-")+"-"+name)
+	content, err := io.ReadAll(resp.Body)
+	if err == nil {
+		err = os.WriteFile(file, content, 0o600)
+	}
+	if err != nil {
+		s.b.Error(err)
+	}
 }
 
 var buildBench = sync.OnceValues(func() (string, error) {
@@ -133,6 +190,9 @@ func (s *benchServer) run(op func(worker int) error) {
 			}
 		})
 	}
+	if s.b.N > 100 {
+		wg.Go(func() { s.profile("profile?seconds=8") })
+	}
 	s.b.ResetTimer()
 	for range s.b.N {
 		work <- struct{}{}
@@ -140,6 +200,7 @@ func (s *benchServer) run(op func(worker int) error) {
 	close(work)
 	wg.Wait()
 	s.b.StopTimer()
+	s.profile("allocs")
 	n := float64(s.b.N)
 	s.b.ReportMetric(float64((s.cpu()-before).Microseconds())/1000/n, "server-cpu-ms/op")
 	s.b.ReportMetric(n/time.Since(start).Seconds(), "op/s")
@@ -171,7 +232,7 @@ func (s *benchServer) send(method, target, cookie string, form url.Values, want 
 }
 
 // loginOnce does a whole login: authorize, page, form, code for tokens.
-func (s *benchServer) loginOnce() (refreshToken string, err error) {
+func (s *benchServer) loginOnce(uid string) (refreshToken string, err error) {
 	params := authRequest("kubernetes")
 	resp, _, err := s.send(http.MethodGet, s.issuer+"/authorize?"+params.Encode(), "", nil, http.StatusFound)
 	if err != nil {
@@ -186,7 +247,7 @@ func (s *benchServer) loginOnce() (refreshToken string, err error) {
 	if err != nil {
 		return "", err
 	}
-	form := url.Values{"request": {u.Query().Get("request")}, "username": {"alice"}, "password": {"pw-alice"}}
+	form := url.Values{"request": {u.Query().Get("request")}, "username": {uid}, "password": {"pw-" + uid}}
 	resp, _, err = s.send(http.MethodPost, s.issuer+"/sign-in", cookie, form, http.StatusSeeOther)
 	if err != nil {
 		return "", err
@@ -221,7 +282,18 @@ func benchKinds(b *testing.B, kinds []string, f func(b *testing.B, s *benchServe
 func BenchmarkLogin(b *testing.B) {
 	benchKinds(b, []string{"ldap", "ldaps", "etcd"}, func(_ *testing.B, s *benchServer) {
 		s.run(func(int) error {
-			_, err := s.loginOnce()
+			_, err := s.loginOnce(benchPerson(s.next.Add(1)))
+			return err
+		})
+	})
+}
+
+// BenchmarkLoginOfOne is the same with one person at all workers, whom the throttle
+// lets through a few at a time.
+func BenchmarkLoginOfOne(b *testing.B) {
+	benchKinds(b, []string{"ldap", "etcd"}, func(_ *testing.B, s *benchServer) {
+		s.run(func(int) error {
+			_, err := s.loginOnce(benchPerson(0))
 			return err
 		})
 	})
@@ -233,7 +305,7 @@ func BenchmarkRefresh(b *testing.B) {
 		var tokens [benchWorkers]string
 		for i := range tokens {
 			var err error
-			if tokens[i], err = s.loginOnce(); err != nil {
+			if tokens[i], err = s.loginOnce(benchPerson(int64(i))); err != nil {
 				b.Fatal(err)
 			}
 		}
@@ -301,7 +373,7 @@ func BenchmarkStart(b *testing.B) {
 		start := time.Now()
 		s.start()
 		s.pid = s.Pid()
-		if _, err := s.loginOnce(); err != nil {
+		if _, err := s.loginOnce(benchPerson(0)); err != nil {
 			b.Fatal(err)
 		}
 		spent += time.Since(start)
