@@ -165,7 +165,7 @@ func (s *Service) AuthenticateAssertion(ctx context.Context, clientID, raw strin
 	}
 	c := s.clients[clientID]
 	key := assertionKey(ctx, c)
-	if p, _, err := s.spell(ctx, key); err != nil {
+	if p, _, err := s.spell(ctx, key, false); err != nil {
 		return nil, err
 	} else if wait := p.wait(s.Now(), s.cfg.Throttle); wait > 0 {
 		return nil, &TooManyError{wait}
@@ -284,7 +284,7 @@ func assertionKey(ctx context.Context, c *Client) string {
 // countAssertion counts a wrong assertion. Signatures cannot be guessed, so a count
 // that is lost to another one matters little.
 func (s *Service) countAssertion(ctx context.Context, key string) error {
-	p, cond, err := s.spell(ctx, key)
+	p, cond, err := s.spell(ctx, key, false)
 	if err != nil {
 		return err
 	}

@@ -4,9 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"regexp"
 	"slices"
@@ -181,10 +181,10 @@ func (s *Service) OpenRequest(sealed, binding string) (*AuthRequest, error) {
 	return r, nil
 }
 
-// code is a record of an authorization code. Only the hash of the code is kept.
+// code is an authorization code in the record of its session. Only the hash of its
+// secret is kept.
 type code struct {
 	Hash          []byte    `json:"hash"`
-	Session       string    `json:"session"`
 	Client        string    `json:"client"`
 	RedirectURI   string    `json:"redirect"`
 	CodeChallenge string    `json:"challenge,omitempty"`
@@ -194,26 +194,43 @@ type code struct {
 	Used          string    `json:"used,omitempty"` // the family that it began
 }
 
-// issueCode writes sess and a code for c in one transaction, and returns the
-// redirect to the client with it (RFC 9207: with iss). ErrNoAccess if a rule gives
-// the person no token, so that they hear of it before they leave.
+// maxCodes is how many codes one session remembers; then the oldest makes room.
+const maxCodes = 32
+
+// addCode puts rec into the session, and returns the code "sid.id.secret".
+func (s *Service) addCode(sess *Session, rec code) string {
+	now := s.Now()
+	maps.DeleteFunc(sess.Codes, func(_ string, c code) bool { return now.Sub(c.Expires) > codeMemory-codeLife })
+	for len(sess.Codes) >= maxCodes {
+		oldest := ""
+		for id, c := range sess.Codes {
+			if oldest == "" || c.Expires.Before(sess.Codes[oldest].Expires) {
+				oldest = id
+			}
+		}
+		delete(sess.Codes, oldest)
+	}
+	if sess.Codes == nil {
+		sess.Codes = map[string]code{}
+	}
+	id, secret := encode(randomBytes(6)), encode(randomBytes(32))
+	rec.Hash, rec.Expires = hashSecret(secret), now.Add(codeLife).UTC()
+	sess.Codes[id] = rec
+	return sess.ID + "." + id + "." + secret
+}
+
+// issueCode writes sess with a code for c in it, and returns the redirect to the
+// client with it (RFC 9207: with iss). ErrNoAccess if a rule gives the person no
+// token, so that they hear of it before they leave.
 func (s *Service) issueCode(ctx context.Context, sess *Session, c *Client, r *AuthRequest) (string, error) {
 	if _, err := s.entitle(sess, c); err != nil {
 		return "", s.denied(ctx, sess, c, err)
 	}
-	id, secret := randomID(), encode(randomBytes(32))
-	rec := code{
-		Hash: hashSecret(secret), Session: sess.ID, Client: c.ID, RedirectURI: r.RedirectURI,
-		CodeChallenge: r.CodeChallenge, Nonce: r.Nonce, Offline: r.Offline, Expires: s.Now().Add(codeLife).UTC(),
+	raw := s.addCode(sess, code{Client: c.ID, RedirectURI: r.RedirectURI, CodeChallenge: r.CodeChallenge, Nonce: r.Nonce, Offline: r.Offline})
+	if err := s.putSession(ctx, sess); err != nil {
+		return "", err
 	}
-	value, err := json.Marshal(rec)
-	if err != nil {
-		return "", fmt.Errorf("encode code: %w", err)
-	}
-	if err := s.write(ctx, sess, store.Op{Key: "code/" + id, Value: value, Expires: s.Now().Add(codeMemory)}); err != nil {
-		return "", fmt.Errorf("write code: %w", err)
-	}
-	return RedirectWith(r.RedirectURI, url.Values{"code": {id + "." + secret}, "state": {r.State}, "iss": {s.cfg.Issuer}}), nil
+	return RedirectWith(r.RedirectURI, url.Values{"code": {raw}, "state": {r.State}, "iss": {s.cfg.Issuer}}), nil
 }
 
 // RedirectWith adds the non-empty parameters to a registered URI, keeping its own.

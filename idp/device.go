@@ -223,7 +223,7 @@ func (s *Service) deviceSession(ctx context.Context, by *Session, rec device) (*
 	take(&sess)
 	now := s.Now().UTC()
 	sess.ID, sess.revision, sess.Created, sess.LastUsed, sess.Address = randomID(), 0, now, now, rec.Address
-	sess.CookieHash, sess.Families = nil, nil
+	sess.CookieHash, sess.Families, sess.Codes = nil, nil, nil
 	return &sess, nil
 }
 

@@ -110,6 +110,7 @@ type Service struct {
 	seals   *sealer
 	pace    *pacer
 	turns   *turns
+	recents recents
 
 	verified  *verifiedTokens
 	reviewers map[string]*Reviewer // by cluster

@@ -144,7 +144,8 @@ func TestRefreshThroughStoreFaults(t *testing.T) {
 		{"before the write", func() { h.store.Before(storetest.Times(1, errBroken)) }, errBroken},
 		{"after the write", func() { h.store.After(storetest.Times(1, errBroken)) }, nil},
 		{"before the write, unknown", func() { h.store.Before(storetest.Times(1, store.ErrUnknown)) }, nil},
-		{"in reading", func() { h.store.Read(storetest.Times(1, errBroken)) }, errBroken},
+		{"in reading, which this node need not", func() { h.store.Read(storetest.Times(1, errBroken)) }, nil},
+		{"in reading", func() { h.recents.forget(sessionKey(sidOf(tokens.RefreshToken))) }, errBroken}, // the same
 	} {
 		fault.set()
 		got, err := h.Refresh(h.ctx, h.client("kubernetes"), tokens.RefreshToken)

@@ -22,6 +22,7 @@ import (
 type Session struct {
 	ID       string `json:"-"` // sid
 	revision int64  // in the store
+	recalled bool   // not read, but as this node last wrote it; see recents
 
 	Sub       string `json:"sub"`
 	Directory string `json:"directory"`
@@ -42,6 +43,7 @@ type Session struct {
 	// CookieHash is set when a browser holds the session.
 	CookieHash []byte            `json:"cookieHash,omitempty"`
 	Families   map[string]family `json:"families,omitempty"`
+	Codes      map[string]code   `json:"codes,omitempty"` // not yet redeemed, or lately
 
 	stale bool     // the directory did not answer; Groups are the last known
 	try   *attempt // of the password that starts the session, until it is written
@@ -156,16 +158,37 @@ func (s *Service) session(ctx context.Context, sid string) (*Session, error) {
 	if !isID(sid) {
 		return nil, ErrNoSession
 	}
-	e, err := s.Store.Get(ctx, sessionKey(sid))
+	e, err := s.entry(ctx, sessionKey(sid), false)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, ErrNoSession
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read session: %w", err)
 	}
-	sess := &Session{ID: sid, revision: e.Revision}
+	return s.sessionIn(e)
+}
+
+// recall is session without a read where this node wrote the session lately. Another
+// one may have written it since, or ended it: what follows from it counts only once it
+// is written.
+func (s *Service) recall(ctx context.Context, sid string) (*Session, error) {
+	e, ok := s.recents.get(sessionKey(sid))
+	if !ok {
+		return s.session(ctx, sid)
+	}
+	sess, err := s.sessionIn(e)
+	if err != nil {
+		return s.session(ctx, sid)
+	}
+	sess.recalled = true
+	return sess, nil
+}
+
+// sessionIn is the session in its record, if it lives.
+func (s *Service) sessionIn(e store.Entry) (*Session, error) {
+	sess := &Session{ID: strings.TrimPrefix(e.Key, sessionPrefix), revision: e.Revision}
 	if err := json.Unmarshal(e.Value, sess); err != nil {
-		return nil, fmt.Errorf("read session %s: %w", sid, err)
+		return nil, fmt.Errorf("read session %s: %w", sess.ID, err)
 	}
 	if !s.Now().Before(s.expires(sess)) || s.directoryNamed(sess.Directory) == nil {
 		return nil, ErrNoSession
@@ -182,7 +205,7 @@ func (s *Service) endSession(ctx context.Context, sess *Session, reason string) 
 }
 
 func (s *Service) deleteSession(ctx context.Context, sess *Session) error {
-	_, err := s.Store.Txn(ctx, nil, []store.Op{{Key: sessionKey(sess.ID), Delete: true}})
+	_, err := s.txn(ctx, nil, []store.Op{{Key: sessionKey(sess.ID), Delete: true}})
 	if errors.Is(err, store.ErrUnknown) { // a delete may be said twice
 		_, err = s.Store.Txn(ctx, nil, []store.Op{{Key: sessionKey(sess.ID), Delete: true}})
 	}

@@ -68,29 +68,22 @@ func (s *Service) SignIn(ctx context.Context, c Credentials, req *AuthRequest) (
 	return done, err
 }
 
+// putSession keeps sess, unless it has been written since it was read. The first write
+// of a session also ends the try of the password that started it.
 func (s *Service) putSession(ctx context.Context, sess *Session) error {
-	if err := s.write(ctx, sess); err != nil {
-		return fmt.Errorf("write session: %w", err)
-	}
-	return nil
-}
-
-// write keeps sess, together with more. The first write of a session also ends the
-// try of the password that started it.
-func (s *Service) write(ctx context.Context, sess *Session, more ...store.Op) error {
 	op, err := s.op(sess)
 	if err != nil {
 		return err
 	}
-	conds, ops := []store.Cond{sess.cond()}, append(more, op)
-	if sess.try == nil {
-		sess.revision, err = s.Store.Txn(ctx, conds, ops)
-		return err
+	write := s.txn
+	if sess.try != nil {
+		write = sess.try.commit
 	}
-	if err := sess.try.commit(ctx, conds, ops); err != nil {
-		return err
+	revision, err := write(ctx, []store.Cond{sess.cond()}, []store.Op{op})
+	if err != nil {
+		return fmt.Errorf("write session: %w", err)
 	}
-	sess.revision, sess.try = sess.try.revision, nil
+	sess.revision, sess.try = revision, nil
 	return nil
 }
 
@@ -357,6 +350,11 @@ func refusal(sess *Session, p directory.Person) string {
 }
 
 func (s *Service) endAs(ctx context.Context, sess *Session, why string) error {
+	if sess.recalled {
+		if _, err := s.session(ctx, sess.ID); err != nil {
+			return err
+		}
+	}
 	if err := s.endSession(ctx, sess, why); err != nil {
 		return err
 	}

@@ -204,21 +204,29 @@ func (a *attempt) reserve(ctx context.Context) error {
 	for race := range maxRaces {
 		done := false
 		err := a.writing(ctx, func() (err error) {
-			done, err = a.reserveOnce(ctx)
+			done, err = a.reserveOnce(ctx, race == 0 && !a.Alone)
 			return err
 		})
 		if done || err != nil {
 			return err
 		}
-		breathe(ctx, race)
+		if race > 0 {
+			breathe(ctx, race)
+		}
 	}
 	return &TooManyError{crowded}
 }
 
-// reserveOnce reads the record and writes the try into it; false where others came
-// first, or have to end before.
-func (a *attempt) reserveOnce(ctx context.Context) (done bool, err error) {
-	if err := a.read(ctx); err != nil {
+// reserveOnce writes the try into the record; false where others came first, or have to
+// end before. The record is read, or where recall says so, taken for what this node's
+// other tries left: most often there is none, and one write is all. The address must be
+// as this node knows it as well.
+func (a *attempt) reserveOnce(ctx context.Context, recall bool) (done bool, err error) {
+	if err := a.read(ctx, recall); err != nil {
+		return false, err
+	}
+	cond, err := a.addressCond(ctx, recall)
+	if err != nil {
 		return false, err
 	}
 	if _, mine := a.record.Running[a.id]; mine {
@@ -227,10 +235,10 @@ func (a *attempt) reserveOnce(ctx context.Context) (done bool, err error) {
 	now := a.Now().UTC()
 	wait, busy := a.record.wait(now, a.rule)
 	switch {
+	case recall && wait > 0, busy:
+		return false, nil
 	case wait > 0:
 		return false, &TooManyError{wait}
-	case busy:
-		return false, nil
 	}
 	a.before = a.record.Wrong
 	a.record.Running[a.id] = now
@@ -238,7 +246,7 @@ func (a *attempt) reserveOnce(ctx context.Context) (done bool, err error) {
 		return true, nil
 	}
 	a.reserved = true
-	err = a.write(ctx, nil, nil)
+	_, err = a.write(ctx, cond, nil)
 	if err != nil && raced(err) {
 		return false, nil
 	}
@@ -276,16 +284,24 @@ func breathe(ctx context.Context, race int) {
 	}
 }
 
-func (a *attempt) read(ctx context.Context) error {
-	a.record = tries{}
-	e, err := a.Store.Get(ctx, a.key)
-	if err == nil {
-		err = json.Unmarshal(e.Value, &a.record)
-	}
+// read reads the record, or where recall says so, takes it for what this node knows of
+// it: nothing, as a rule.
+func (a *attempt) read(ctx context.Context, recall bool) error {
+	e, err := a.entry(ctx, a.key, recall)
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return fmt.Errorf("read the tries of an account: %w", err)
 	}
-	a.revision = e.Revision
+	return a.take(e)
+}
+
+// take reads the record in e, the zero Entry where there is none.
+func (a *attempt) take(e store.Entry) error {
+	a.record, a.revision = tries{}, e.Revision
+	if e.Revision != 0 {
+		if err := json.Unmarshal(e.Value, &a.record); err != nil {
+			return fmt.Errorf("read the tries of an account: %w", err)
+		}
+	}
 	if a.record.Running == nil {
 		a.record.Running = map[string]time.Time{}
 	}
@@ -293,19 +309,25 @@ func (a *attempt) read(ctx context.Context) error {
 	return nil
 }
 
+// catchUp brings the record on to what other tries of this node have made of it.
+func (a *attempt) catchUp() error {
+	e, ok := a.recents.get(a.key)
+	if !ok {
+		return nil
+	}
+	return a.take(e)
+}
+
 // write makes other changes together with that of the record.
-func (a *attempt) write(ctx context.Context, conds []store.Cond, ops []store.Op) error {
+func (a *attempt) write(ctx context.Context, conds []store.Cond, ops []store.Op) (revision int64, err error) {
 	op, err := a.record.op(a.key, a.rule)
 	if err == nil {
-		revision, werr := a.Store.Txn(ctx, append(slices.Clip(conds), store.Cond{Key: a.key, Revision: a.revision}), append(slices.Clip(ops), op))
-		if err = werr; err == nil {
-			a.revision = revision
-		}
+		revision, err = a.txn(ctx, append(slices.Clip(conds), store.Cond{Key: a.key, Revision: a.revision}), append(slices.Clip(ops), op))
 	}
 	if err != nil {
-		return fmt.Errorf("count the tries of an account: %w", err)
+		return 0, fmt.Errorf("count the tries of an account: %w", err)
 	}
-	return nil
+	return revision, nil
 }
 
 // end is for a try that started no session: wrong ones count, also at the address.
@@ -328,6 +350,9 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 }
 
 func (a *attempt) endReserved(ctx context.Context, wrong bool) error {
+	if err := a.catchUp(); err != nil {
+		return err
+	}
 	for race := 0; ; race++ {
 		if _, running := a.record.Running[a.id]; !running && a.reserved {
 			return nil // counted by another node that saw no outcome in time
@@ -337,10 +362,10 @@ func (a *attempt) endReserved(ctx context.Context, wrong bool) error {
 		var err error
 		if delete(a.record.Running, a.id); wrong {
 			a.record.wrong(a.id, a.Now())
-			conds, ops, err = a.countAddress(ctx, a.address)
+			conds, ops, err = a.countAddress(ctx, a.address, race == 0)
 		}
 		if err == nil {
-			err = a.write(ctx, conds, ops)
+			_, err = a.write(ctx, conds, ops)
 		}
 		if err == nil || !raced(err) || race == maxRaces-1 {
 			return err
@@ -357,34 +382,40 @@ func (a *attempt) again(ctx context.Context, race int) error {
 	if race > 0 {
 		breathe(ctx, race)
 	}
-	return a.read(ctx)
+	return a.read(ctx, false)
 }
 
 // commit makes the changes that a right password leads to, and forgives in the same
 // write the wrong ones that the directory had answered before it.
-func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op) (err error) {
+func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op) (revision int64, err error) {
 	if !a.reserved {
-		a.revision, err = a.Store.Txn(ctx, conds, ops)
-		return err
+		return a.txn(ctx, conds, ops)
 	}
-	return a.writing(ctx, func() error { return a.commitReserved(ctx, conds, ops) })
+	err = a.writing(ctx, func() error {
+		revision, err = a.commitReserved(ctx, conds, ops)
+		return err
+	})
+	return revision, err
 }
 
-func (a *attempt) commitReserved(ctx context.Context, conds []store.Cond, ops []store.Op) error {
+func (a *attempt) commitReserved(ctx context.Context, conds []store.Cond, ops []store.Op) (int64, error) {
+	if err := a.catchUp(); err != nil {
+		return 0, err
+	}
 	for race := 0; ; race++ {
 		if _, running := a.record.Running[a.id]; running {
 			delete(a.record.Running, a.id)
 			a.record.Forgiven = max(a.record.Forgiven, a.before)
 		}
-		err := a.write(ctx, conds, ops)
+		revision, err := a.write(ctx, conds, ops)
 		if err == nil {
 			a.leave()
 		}
 		if !errors.Is(err, store.ErrConflict) || race == maxRaces {
-			return err
+			return revision, err
 		}
 		if err := a.again(ctx, race); err != nil {
-			return err
+			return 0, err
 		}
 	}
 }

@@ -33,10 +33,11 @@ func (p *spell) wait(now time.Time, c ThrottleConfig) time.Duration {
 
 func addressKey(address string) string { return "throttle/address/" + network(address) }
 
-// spell reads the record at key, and the condition that nobody has written it since.
-func (s *Service) spell(ctx context.Context, key string) (spell, store.Cond, error) {
+// spell returns the record at key, and the condition that nobody has written it since.
+// It is read, or where recall says so, taken for what this node knows of it.
+func (s *Service) spell(ctx context.Context, key string, recall bool) (spell, store.Cond, error) {
 	var p spell
-	e, err := s.Store.Get(ctx, key)
+	e, err := s.entry(ctx, key, recall)
 	if err == nil {
 		err = json.Unmarshal(e.Value, &p)
 	}
@@ -46,12 +47,25 @@ func (s *Service) spell(ctx context.Context, key string) (spell, store.Cond, err
 	return p, store.Cond{Key: key, Revision: e.Revision}, nil
 }
 
+// addressCond is the condition that the address of the try is known as it is, so that
+// no node lets one pass that another node has seen enough of. *TooManyError.
+func (a *attempt) addressCond(ctx context.Context, recall bool) ([]store.Cond, error) {
+	if a.address == "" || a.Alone {
+		return nil, nil // admit has read it
+	}
+	p, cond, err := a.spell(ctx, addressKey(a.address), recall)
+	if wait := p.wait(a.Now(), a.cfg.Throttle); err == nil && wait > 0 {
+		err = &TooManyError{wait}
+	}
+	return []store.Cond{cond}, err
+}
+
 // countAddress returns what to write to count one more wrong password.
-func (s *Service) countAddress(ctx context.Context, address string) ([]store.Cond, []store.Op, error) {
+func (s *Service) countAddress(ctx context.Context, address string, recall bool) ([]store.Cond, []store.Op, error) {
 	if address == "" {
 		return nil, nil, nil
 	}
-	p, cond, err := s.spell(ctx, addressKey(address))
+	p, cond, err := s.spell(ctx, addressKey(address), recall)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -68,7 +82,7 @@ func (s *Service) admit(ctx context.Context, address string) (leave func(), err 
 	}
 	key, c := addressKey(address), s.cfg.Throttle
 	err = s.turns.enter(ctx, key, func() (int, error) {
-		p, _, err := s.spell(ctx, key)
+		p, _, err := s.spell(ctx, key, true)
 		if err != nil {
 			return 0, err
 		}

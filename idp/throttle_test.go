@@ -329,6 +329,12 @@ func TestThrottleOfAnAddress(t *testing.T) {
 	if err := from("2001:db8::1", 0); waitOf(err) != time.Second {
 		t.Errorf("after 20: %v", err)
 	}
+	if calls := h.corp.took(); slices.Contains(calls, "bind") { // the last was at the other node
+		t.Errorf("the directory was asked %v", calls)
+	}
+	if err := from("2001:db8::1", 0); waitOf(err) != time.Second {
+		t.Errorf("after 20, and once more: %v", err)
+	}
 	if calls := h.corp.took(); len(calls) != 0 {
 		t.Errorf("the directory was asked %v", calls)
 	}
@@ -423,15 +429,23 @@ func TestThrottleStoreFaults(t *testing.T) {
 		fail  func(*storetest.Faulty)
 		wrong error // what a wrong password hears
 		right error
+		other bool // another node has counted before
 	}{
-		"read":              {func(f *storetest.Faulty) { f.Read(onThrottle(ever)) }, errBroken, errBroken},
-		"before the write":  {func(f *storetest.Faulty) { f.Before(onThrottle(ever)) }, errBroken, errBroken},
-		"after it, once":    {func(f *storetest.Faulty) { f.After(onThrottle(storetest.Times(1, errBroken))) }, ErrCredentials, nil},
-		"after each":        {func(f *storetest.Faulty) { f.After(onThrottle(ever)) }, ErrCredentials, store.ErrUnknown},
-		"before the second": {func(f *storetest.Faulty) { f.Before(onThrottle(failFrom(2))) }, ErrCredentials, errBroken},
+		"read":              {func(f *storetest.Faulty) { f.Read(onThrottle(ever)) }, errBroken, errBroken, true},
+		"before the write":  {func(f *storetest.Faulty) { f.Before(onThrottle(ever)) }, errBroken, errBroken, false},
+		"after it, once":    {func(f *storetest.Faulty) { f.After(onThrottle(storetest.Times(1, errBroken))) }, ErrCredentials, nil, false},
+		"after each":        {func(f *storetest.Faulty) { f.After(onThrottle(ever)) }, ErrCredentials, store.ErrUnknown, false},
+		"before the second": {func(f *storetest.Faulty) { f.Before(onThrottle(failFrom(2))) }, ErrCredentials, errBroken, false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			h, d, _ := guarded(t, threshold5, 1)
+			h, d, nodes := guarded(t, threshold5, 2)
+			for _, login := range []string{"alice", "bob"} {
+				if c.other {
+					_, err := nodes[1].SignIn(h.ctx, Credentials{Login: login, Password: "wrong"}, nil)
+					wantErr(t, err, ErrCredentials)
+				}
+			}
+			d.arrived()
 			for range 3 {
 				c.fail(h.store)
 				wantErr(t, h.guess("bob", "wrong"), c.wrong)

@@ -2,10 +2,10 @@ package idp
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/tabard-id/tabard/internal/audit"
@@ -31,77 +31,52 @@ var errBusy = fmt.Errorf("too many writers at once: %w", store.ErrConflict)
 // URI or verifier neither uses the code up nor revokes anything; a second redemption
 // that passes every check ends the session. ErrInvalidGrant, ErrNoAccess.
 func (s *Service) Redeem(ctx context.Context, c *Client, rawCode, redirectURI, verifier string) (Tokens, error) {
-	id, secret, ok := splitToken(rawCode)
+	sid, rest, ok := splitToken(rawCode)
 	if !ok {
 		return Tokens{}, ErrInvalidGrant
 	}
+	id, secret, _ := strings.Cut(rest, ".")
 	mine := newSeed()
+	read := s.recall
 	for range maxTries {
-		rec, revision, err := s.code(ctx, id)
-		if err != nil {
-			return Tokens{}, err
-		}
-		if !isSecret(secret, rec.Hash) || rec.Client != c.ID || rec.RedirectURI != redirectURI || !rec.verifies(verifier) {
-			return Tokens{}, fmt.Errorf("%w: code is not for this client, redirect URI and verifier", ErrInvalidGrant)
-		}
-		sess, err := s.session(ctx, rec.Session)
+		sess, err := read(ctx, sid)
 		if err != nil {
 			return Tokens{}, grantError(err)
 		}
-		if rec.Used != "" && rec.Used != mine.id {
+		read = s.session
+		rec := sess.Codes[id]
+		ours := isSecret(secret, rec.Hash) && rec.Client == c.ID && rec.RedirectURI == redirectURI && rec.verifies(verifier)
+		var t preparedToken
+		if ours {
+			t, err = s.prepare(sess, c, grant{azp: c.ID, nonce: rec.Nonce})
+		}
+		late := rec.Used == "" && !s.Now().Before(rec.Expires)
+		switch {
+		case sess.recalled && (!ours || err != nil || late || rec.Used != ""):
+			continue // only what the store says is refused
+		case !ours:
+			return Tokens{}, fmt.Errorf("%w: code is not for this client, redirect URI and verifier", ErrInvalidGrant)
+		case rec.Used != "" && rec.Used != mine.id:
 			return Tokens{}, s.replayed(ctx, sess, c, "code used twice")
-		}
-		if rec.Used == "" && !s.Now().Before(rec.Expires) {
+		case late:
 			return Tokens{}, fmt.Errorf("%w: code is too old", ErrInvalidGrant)
-		}
-		t, err := s.prepare(sess, c, grant{azp: c.ID, nonce: rec.Nonce})
-		if err != nil {
+		case err != nil:
 			return Tokens{}, s.denied(ctx, sess, c, err)
 		}
 		refresh := s.addFamily(sess, c, mine, rec.Offline)
 		if rec.Used == "" { // else a write of ours whose outcome was unknown
 			rec.Used = mine.id
-			err = s.writeWith(ctx, sess, "code/"+id, revision, rec, s.Now().Add(codeMemory))
+			sess.Codes[id] = rec
+			err = s.putSession(ctx, sess)
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			return s.finish(ctx, sess, c, t, mine.id, refresh)
-		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
+		}
+		if !raced(err) {
 			return Tokens{}, err
 		}
 	}
 	return Tokens{}, errBusy
-}
-
-func (s *Service) code(ctx context.Context, id string) (code, int64, error) {
-	var rec code
-	e, err := s.Store.Get(ctx, "code/"+id)
-	if errors.Is(err, store.ErrNotFound) {
-		return rec, 0, fmt.Errorf("%w: no such code", ErrInvalidGrant)
-	}
-	if err == nil {
-		err = json.Unmarshal(e.Value, &rec)
-	}
-	if err != nil {
-		return rec, 0, fmt.Errorf("read code: %w", err)
-	}
-	return rec, e.Revision, nil
-}
-
-// writeWith writes sess and the record at key in one transaction, if neither has
-// changed since it was read.
-func (s *Service) writeWith(ctx context.Context, sess *Session, key string, revision int64, rec any, expires time.Time) error {
-	value, err := json.Marshal(rec)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", key, err)
-	}
-	op, err := s.op(sess)
-	if err != nil {
-		return err
-	}
-	_, err = s.Store.Txn(ctx, []store.Cond{sess.cond(), {Key: key, Revision: revision}},
-		[]store.Op{op, {Key: key, Value: value, Expires: expires}})
-	return err
 }
 
 // replayed ends a session whose code or refresh token came a second time: one of
@@ -168,12 +143,16 @@ func (s *Service) Refresh(ctx context.Context, c *Client, raw string) (Tokens, e
 		return Tokens{}, ErrInvalidGrant
 	}
 	var take func(*Session)
+	read := s.recall
 	for range maxTries {
-		sess, f, is, err := s.judge(ctx, c, t)
-		if err != nil {
+		sess, f, is, err := s.judge(ctx, c, t, read)
+		read = s.session
+		switch {
+		case sess != nil && sess.recalled && (err != nil || is != current):
+			continue // what is refused, or given without a write, the store has to say
+		case err != nil:
 			return Tokens{}, err
-		}
-		if is == reused {
+		case is == reused:
 			return Tokens{}, s.replayed(ctx, sess, c, "refresh token used again")
 		}
 		if take == nil {
@@ -183,6 +162,9 @@ func (s *Service) Refresh(ctx context.Context, c *Client, raw string) (Tokens, e
 		}
 		take(sess)
 		token, err := s.prepare(sess, c, grant{azp: c.ID})
+		if err != nil && sess.recalled {
+			continue
+		}
 		if err != nil {
 			return Tokens{}, s.denied(ctx, sess, c, err)
 		}
@@ -192,32 +174,33 @@ func (s *Service) Refresh(ctx context.Context, c *Client, raw string) (Tokens, e
 			sess.Families[t.family] = f.rotate(next, sess.LastUsed, c.sessions.RefreshGrace)
 			err = s.putSession(ctx, sess)
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			return s.finish(ctx, sess, c, token, t.family, next.String())
-		case !errors.Is(err, store.ErrConflict) && !errors.Is(err, store.ErrUnknown):
+		}
+		if !raced(err) {
 			return Tokens{}, err
 		}
 	}
 	return Tokens{}, errBusy
 }
 
-// judge finds the live session and family of a refresh token that belongs to c.
-func (s *Service) judge(ctx context.Context, c *Client, t refreshToken) (*Session, family, standing, error) {
-	sess, err := s.session(ctx, t.sid)
+// judge finds, by read, the live session and family of a refresh token that belongs to
+// c. The session also comes with an error, if there is one.
+func (s *Service) judge(ctx context.Context, c *Client, t refreshToken, read func(context.Context, string) (*Session, error)) (*Session, family, standing, error) {
+	sess, err := read(ctx, t.sid)
 	if err != nil {
 		return nil, family{}, forged, grantError(err)
 	}
 	f, ok := sess.Families[t.family]
 	if !ok || f.Client != c.ID {
-		return nil, family{}, forged, fmt.Errorf("%w: refresh token is not this client's", ErrInvalidGrant)
+		return sess, family{}, forged, fmt.Errorf("%w: refresh token is not this client's", ErrInvalidGrant)
 	}
 	is := s.standing(f, t, c.sessions.RefreshGrace)
 	if is == forged {
-		return nil, family{}, forged, fmt.Errorf("%w: no such refresh token", ErrInvalidGrant)
+		return sess, family{}, forged, fmt.Errorf("%w: no such refresh token", ErrInvalidGrant)
 	}
 	if !s.Now().Before(s.familyEnd(sess, f)) {
-		return nil, family{}, forged, fmt.Errorf("%w: session is over", ErrInvalidGrant)
+		return sess, family{}, forged, fmt.Errorf("%w: session is over", ErrInvalidGrant)
 	}
 	return sess, f, is, nil
 }
@@ -270,7 +253,7 @@ func (s *Service) Exchange(ctx context.Context, c *Client, subjectToken, audienc
 func (s *Service) Revoke(ctx context.Context, c *Client, token string) error {
 	sid, fam := "", ""
 	if t, ok := parseRefreshToken(token); ok {
-		if _, _, is, err := s.judge(ctx, c, t); err == nil && is != forged {
+		if _, _, is, err := s.judge(ctx, c, t, s.session); err == nil && is != forged {
 			sid, fam = t.sid, t.family
 		} else if err != nil && !errors.Is(err, ErrInvalidGrant) {
 			return err

@@ -162,7 +162,7 @@ func (s *Service) Introspect(ctx context.Context, c *Client, token string) (Intr
 
 func (s *Service) introspect(ctx context.Context, c *Client, token string) (Introspection, *Session, error) {
 	if t, ok := parseRefreshToken(token); ok {
-		sess, f, is, err := s.judge(ctx, c, t)
+		sess, f, is, err := s.judge(ctx, c, t, s.session)
 		if err == nil && is == reused {
 			err = ErrInvalidGrant
 		}

@@ -98,11 +98,9 @@ func TestRefreshAnswers(t *testing.T) {
 		t.Error("the log does not tell the cause and the request's id")
 	}
 	h.corp.fail(nil)
-	for err, want := range map[error]int{errors.New("disk on fire"): 500} {
-		h.store.Read(func([]string) error { return err })
-		refused(t, refresh(), want, "server_error")
-		h.store.Read(nil)
-	}
+	h.store.Before(func([]string) error { return errors.New("disk on fire") })
+	refused(t, refresh(), 500, "server_error")
+	h.store.Before(nil)
 	if a := refresh(); a.status != 200 || a.json["refresh_token"] == tokens["refresh_token"] {
 		t.Errorf("%d %s", a.status, a.body)
 	}
