@@ -134,8 +134,13 @@ var buildBench = sync.OnceValues(func() (string, error) {
 	return path, err
 })
 
+// benchBinary is the binary to measure: that of the tree, or the one that
+// TABARD_BENCH_BINARY names, such as an older one to compare with.
 func benchBinary(b *testing.B) string {
 	b.Helper()
+	if path := os.Getenv("TABARD_BENCH_BINARY"); path != "" {
+		return path
+	}
 	path, err := buildBench()
 	if err != nil {
 		b.Fatal(err)
