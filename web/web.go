@@ -49,6 +49,7 @@ type Site struct {
 	pages   map[string]*template.Template
 	assets  map[string]asset
 	csrf    *http.CrossOriginProtection
+	signIns signInPages
 	handler http.Handler
 }
 
