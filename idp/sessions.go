@@ -84,7 +84,7 @@ func (l *Sessions) Apply(events []store.Event) {
 
 // put takes a session in. One whose record is damaged is none, as at every other use.
 func (l *Sessions) put(e store.Entry) {
-	k, err := readKnown(e)
+	k, err := readKnown(e, l.byID[strings.TrimPrefix(e.Key, sessionPrefix)])
 	if err != nil {
 		l.log.WithError(err).WithField("key", e.Key).Error("a session's record is damaged")
 		l.remove(k.ID)
@@ -97,8 +97,8 @@ func (l *Sessions) put(e store.Entry) {
 }
 
 // readKnown reads the part of a session's record that memory keeps, with one copy of
-// the words that many sessions share.
-func readKnown(e store.Entry) (*known, error) {
+// the words that many sessions share. Before is what was known of the session, or nil.
+func readKnown(e store.Entry, before *known) (*known, error) {
 	k := &known{SessionInfo: SessionInfo{ID: strings.TrimPrefix(e.Key, sessionPrefix), Ends: e.Expires}}
 	var rec struct {
 		Sub, Username, Name, Email, Directory, Address, UserAgent string
@@ -114,6 +114,9 @@ func readKnown(e store.Entry) (*known, error) {
 		return k, err
 	}
 	one := func(s string) string { return unique.Make(s).Value() }
+	if before != nil && before.Sub == rec.Sub && slices.Equal(before.groups, rec.Groups) {
+		k.groups, rec.Groups = before.groups, nil // as nearly always
+	}
 	k.Sub, k.Username, k.Name, k.email = one(rec.Sub), one(rec.Username), one(rec.Name), one(rec.Email)
 	k.Address, k.UserAgent, k.Browser = one(rec.Address), one(rec.UserAgent), rec.CookieHash != ""
 	k.directory, k.authTime, k.Created, k.LastUsed = one(rec.Directory), rec.AuthTime, rec.Created, rec.LastUsed
