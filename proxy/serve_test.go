@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
@@ -14,10 +15,12 @@ import (
 	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -417,5 +420,37 @@ func TestBodyEndsEarly(t *testing.T) {
 	_ = conn.CloseWrite()
 	if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
 		status(t, res, 400)
+	}
+}
+
+// deadlines is a connection that remembers the deadlines of its reads.
+type deadlines struct {
+	http.ResponseWriter
+	set []time.Time
+}
+
+func (d *deadlines) SetReadDeadline(t time.Time) error { d.set = append(d.set, t); return nil }
+
+func TestBodyDeadlines(t *testing.T) {
+	for _, c := range []struct {
+		body   io.Reader
+		code   int // of the refusal, 0 for none
+		zeroed bool
+	}{
+		{strings.NewReader("{}"), 0, true},
+		{iotest.ErrReader(os.ErrDeadlineExceeded), 408, false},
+		{iotest.ErrReader(&http.MaxBytesError{Limit: 1}), 413, true},
+		{iotest.ErrReader(io.ErrUnexpectedEOF), 400, true},
+	} {
+		d := &deadlines{}
+		s := &sent{ReadCloser: io.NopCloser(iotest.OneByteReader(c.body)), rc: http.NewResponseController(d), ctx: t.Context()}
+		_, _ = io.Copy(io.Discard, s)
+		if len(d.set) == 0 || d.set[0].Before(time.Now()) || d.set[len(d.set)-1].IsZero() != c.zeroed {
+			t.Errorf("%d: deadlines %v", c.code, d.set)
+		}
+		var a *answer
+		if err := s.explain(); errors.As(err, &a) != (c.code > 0) || a != nil && a.code != c.code {
+			t.Errorf("refused with %v, want %d", err, c.code)
+		}
 	}
 }

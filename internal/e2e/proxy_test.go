@@ -53,7 +53,7 @@ func TestProxy(t *testing.T) {
 		name string
 		test func(*testing.T, *proxyWorld)
 	}{
-		{"whoami", testProxyWhoami}, {"read", testProxyRead}, {"change", testProxyChange}, {"watch", testProxyWatch},
+		{"whoami", testProxyWhoami}, {"kubeconfig", testProxyKubeconfig}, {"read", testProxyRead}, {"change", testProxyChange}, {"watch", testProxyWatch},
 		{"logs", testProxyLogs}, {"exec", testProxyExec}, {"terminal", testProxyTerminal}, {"cp", testProxyCopy},
 		{"port-forward", testProxyPortForward}, {"kubectl-proxy", testProxyKubectlProxy}, {"top", testProxyTop},
 		{"as", testProxyAs}, {"passthrough", testProxyPassthrough},
@@ -113,6 +113,19 @@ func testProxyWhoami(t *testing.T, w *proxyWorld) {
 		if err := wantStatus(get(t, w.client(), w.issuer+path), want); err != nil {
 			t.Errorf("%s: %v", path, err)
 		}
+	}
+}
+
+// testProxyKubeconfig goes by the file that people are given, with the plugin.
+func testProxyKubeconfig(t *testing.T, w *proxyWorld) {
+	alice := w.person()
+	alice.login("alice")
+	config := w.clusterPrints("kubeconfig", "staging", "--issuer-ca", w.caFile)
+	if err := os.WriteFile(alice.kubeconfig, []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := alice.do("", "kubectl", "get", "pods", "-n", "team", "-o", "name"); err != nil || out != "pod/web\n" {
+		t.Errorf("%q, %v", out, err)
 	}
 }
 
