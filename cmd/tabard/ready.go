@@ -63,6 +63,8 @@ func (h *health) start() {
 	h.stop, h.state = stop, map[string]string{}
 	for _, d := range h.directories {
 		h.state[d.Name()] = stateUnknown
+	}
+	for _, d := range h.directories { // from here on the state changes
 		h.done.Go(func() { h.watch(ctx, d) })
 	}
 }

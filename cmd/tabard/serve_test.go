@@ -26,6 +26,7 @@ import (
 
 	"github.com/sirupsen/logrus"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/testenv"
 	"github.com/tabard-id/tabard/proxy"
@@ -615,6 +616,25 @@ func TestSwap(t *testing.T) {
 	s.release(a)
 	if closed != 1 {
 		t.Fatalf("closed %d times", closed)
+	}
+}
+
+// TestManyDirectoriesAtStart probes directories that answer while others are still added.
+func TestManyDirectoriesAtStart(t *testing.T) {
+	log := logrus.New()
+	log.SetOutput(io.Discard)
+	h := &health{log: log}
+	for i := range 500 { // so many that the first are known before the last
+		d, err := directory.New(directory.Config{Name: fmt.Sprint("d", i), Type: directory.TypeLDAP, URLs: []string{"ldaps://127.0.0.1:1"}, BindDN: "cn=t", BindPassword: "p"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		h.directories = append(h.directories, d)
+	}
+	for range 5 {
+		h.start()
+		h.close()
 	}
 }
 
