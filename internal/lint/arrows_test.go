@@ -58,6 +58,8 @@ func owners() map[string]string {
 		"go.etcd.io/bbolt":           "internal/store/bolt",
 		"go.etcd.io/etcd/client":     "internal/store/etcd",
 		"github.com/jimlambrt/gldap": "internal/demoldap",
+		"github.com/google/cel-go":   "proxy",
+		"k8s.io/apiserver":           "proxy",
 	}
 }
 
