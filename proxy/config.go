@@ -91,12 +91,15 @@ type AuditRule struct {
 
 // LimitsConfig bounds one person on one cluster. Zero fields take the default.
 type LimitsConfig struct {
-	InFlight int           `yaml:"inFlight,omitempty"` // requests that end by themselves
-	Streams  int           `yaml:"streams,omitempty"`  // watches, logs, execs, forwards
-	Rate     float64       `yaml:"rate,omitempty"`     // requests a second
-	Burst    int           `yaml:"burst,omitempty"`
-	MaxBody  int64         `yaml:"maxBody,omitempty"` // bytes of a request's body
-	Timeout  time.Duration `yaml:"timeout,omitempty"` // of requests that end by themselves
+	InFlight int `yaml:"inFlight,omitempty"` // requests that end by themselves
+	Streams  int `yaml:"streams,omitempty"`  // watches, logs, execs, forwards
+	// AllInFlight and AllStreams are the same for all people of the cluster together.
+	AllInFlight int           `yaml:"allInFlight,omitempty"`
+	AllStreams  int           `yaml:"allStreams,omitempty"`
+	Rate        float64       `yaml:"rate,omitempty"` // requests a second
+	Burst       int           `yaml:"burst,omitempty"`
+	MaxBody     int64         `yaml:"maxBody,omitempty"` // bytes of a request's body
+	Timeout     time.Duration `yaml:"timeout,omitempty"` // of requests that end by themselves
 }
 
 // PassthroughConfig lets in tokens that are not ours, service accounts' above all, which
@@ -112,16 +115,21 @@ type PassthroughConfig struct {
 const (
 	defaultInFlight = 100
 	defaultStreams  = 200
-	defaultRate     = 200
-	defaultBurst    = 400
-	defaultMaxBody  = 16 << 20
-	defaultTimeout  = 75 * time.Second
+
+	defaultAllInFlight = 2_000
+	defaultAllStreams  = 20_000
+	defaultRate        = 200
+	defaultBurst       = 400
+	defaultMaxBody     = 16 << 20
+	defaultTimeout     = 75 * time.Second
 )
 
 // withDefaults fills zero fields.
 func (l LimitsConfig) withDefaults() LimitsConfig {
 	l.InFlight = cmp.Or(l.InFlight, defaultInFlight)
 	l.Streams = cmp.Or(l.Streams, defaultStreams)
+	l.AllInFlight = cmp.Or(l.AllInFlight, max(defaultAllInFlight, l.InFlight))
+	l.AllStreams = cmp.Or(l.AllStreams, max(defaultAllStreams, l.Streams))
 	l.Burst = cmp.Or(l.Burst, max(defaultBurst, int(math.Ceil(min(l.Rate, maxRate)))))
 	l.Rate = cmp.Or(l.Rate, defaultRate)
 	l.MaxBody = cmp.Or(l.MaxBody, defaultMaxBody)
@@ -231,6 +239,8 @@ func (l LimitsConfig) validate(path string) error {
 	}
 	in("inFlight", float64(l.InFlight), 1, 10_000, "")
 	in("streams", float64(l.Streams), 1, 100_000, "")
+	in("allInFlight", float64(l.AllInFlight), 1, 100_000, "")
+	in("allStreams", float64(l.AllStreams), 1, 1_000_000, "")
 	in("rate", l.Rate, 0.1, maxRate, "")
 	in("burst", float64(l.Burst), 1, maxRate, "")
 	in("maxBody", float64(l.MaxBody), 1<<10, 1<<30, " bytes")

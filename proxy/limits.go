@@ -7,18 +7,21 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// limits bounds what each person does at one cluster.
+// limits bounds what each person does at one cluster, and all of them together.
 type limits struct {
 	mu      sync.Mutex
 	cfg     LimitsConfig
 	persons map[string]*person
+	all     underway
 }
+
+// underway is what has begun at one cluster and not ended.
+type underway struct{ inFlight, streams int }
 
 // person is what somebody has under way at one cluster.
 type person struct {
-	rate     *rate.Limiter
-	inFlight int
-	streams  int
+	underway
+	rate *rate.Limiter
 }
 
 func newLimits(cfg LimitsConfig) *limits {
@@ -47,20 +50,27 @@ func (l *limits) enter(id string, stream bool, now time.Time) (release func(), e
 		l.persons[id] = p
 	}
 	count, limit, what := &p.inFlight, l.cfg.InFlight, "requests"
+	all, most := &l.all.inFlight, l.cfg.AllInFlight
 	if stream {
 		count, limit, what = &p.streams, l.cfg.Streams, "watches, logs and connections"
+		all, most = &l.all.streams, l.cfg.AllStreams
 	}
-	if *count >= limit {
+	switch {
+	case *count >= limit:
 		return nil, tooMany(time.Second, "you have too many "+what+" open at this cluster: end some")
+	case *all >= most:
+		return nil, tooMany(time.Second, "all people together have too many "+what+" open at this cluster: wait a moment")
 	}
 	if !p.rate.AllowN(now, 1) {
 		return nil, tooMany(time.Second, "you send too many requests to this cluster: wait a moment")
 	}
 	*count++
+	*all++
 	return func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		*count--
+		*all--
 	}, nil
 }
 

@@ -363,6 +363,28 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestLimitsOfAll counts everybody's requests, and their streams apart.
+func TestLimitsOfAll(t *testing.T) {
+	l := newLimits(LimitsConfig{AllInFlight: 2, AllStreams: 1}.withDefaults())
+	now := time.Now()
+	enter := func(who string, stream bool, want int) (release func()) {
+		t.Helper()
+		release, err := l.enter(who, stream, now)
+		if a := (*answer)(nil); want == 0 && err != nil || want != 0 && (!errors.As(err, &a) || a.code != want) {
+			t.Fatalf("%s: %v, want %d", who, err, want)
+		}
+		return release
+	}
+	leave := enter("alice", false, 0)
+	enter("bob", false, 0)
+	enter("carol", false, http.StatusTooManyRequests)
+	enter("carol", true, 0)
+	enter("alice", true, http.StatusTooManyRequests)
+	leave()
+	enter("carol", false, 0)
+	enter("alice", false, http.StatusTooManyRequests)
+}
+
 // TestClientAbort: who goes away takes the request to the API server along.
 func TestClientAbort(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client, api string) {
