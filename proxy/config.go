@@ -89,11 +89,12 @@ type AuditRule struct {
 	Level string `yaml:"level"` // none; metadata: at completion, changes at the start too; full: both for all
 }
 
-// LimitsConfig bounds one person on one cluster. Zero fields take the default.
+// LimitsConfig bounds one person on one cluster, and all of them together. Zero fields
+// take the default.
 type LimitsConfig struct {
 	InFlight int `yaml:"inFlight,omitempty"` // requests that end by themselves
 	Streams  int `yaml:"streams,omitempty"`  // watches, logs, execs, forwards
-	// AllInFlight and AllStreams are the same for all people of the cluster together.
+	// AllInFlight and AllStreams are the same of all people together.
 	AllInFlight int           `yaml:"allInFlight,omitempty"`
 	AllStreams  int           `yaml:"allStreams,omitempty"`
 	Rate        float64       `yaml:"rate,omitempty"` // requests a second
