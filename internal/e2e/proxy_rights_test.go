@@ -47,9 +47,9 @@ func (o opened) closed(t *testing.T, w *proxyWorld, left int, since time.Time, w
 		last = max(last, took)
 		told = append(told, fmt.Sprintf("%s %.1f s", name, took.Seconds()))
 	}
-	eventually(t, 15*time.Second, "the node has nothing left of it", func() error {
-		if n := w.kubelet.Running(); n != left {
-			return fmt.Errorf("%d connections in place of %d", n, left)
+	eventually(t, time.Minute, "the node has nothing left of it", func() error {
+		if now := w.kubelet.Running(); len(now) != left {
+			return fmt.Errorf("%q is under way, in place of %d", now, left)
 		}
 		return nil
 	})

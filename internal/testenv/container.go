@@ -67,8 +67,7 @@ func streamsOf(in io.Reader, out, errs io.WriteCloser, resize <-chan remotecomma
 }
 
 func (c container) run(cmd []string, s streams) error {
-	c.kubelet.running.Add(1)
-	defer c.kubelet.running.Add(-1)
+	defer c.kubelet.begin(strings.Join(cmd, " "))()
 	args := cmd[1:]
 	switch cmd[0] {
 	case "echo":

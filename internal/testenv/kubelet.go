@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,12 +39,11 @@ type StubKubelet struct {
 	api  kubernetes.Interface
 	ends context.Context // when the test does
 
-	running atomic.Int64 // commands, logs that are followed and forwarded connections
-
-	mu    sync.Mutex
-	pods  []corev1.Pod
-	files map[string][]byte // of all containers together, by absolute path
-	sizes []remotecommand.TerminalSize
+	mu      sync.Mutex
+	running []string // commands, logs that are followed and forwarded connections
+	pods    []corev1.Pod
+	files   map[string][]byte // of all containers together, by absolute path
+	sizes   []remotecommand.TerminalSize
 }
 
 // StartStubKubelet starts a kubelet that lets in only the API server k, by its client
@@ -121,9 +119,26 @@ func (s *StubKubelet) AddPod(t testing.TB, namespace, name string) {
 	s.pods = append(s.pods, *pod)
 }
 
-// Running is how many commands, logs that are followed and forwarded connections the node
+// Running is the commands, logs that are followed and forwarded connections that the node
 // has under way.
-func (s *StubKubelet) Running() int { return int(s.running.Load()) }
+func (s *StubKubelet) Running() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.running)
+}
+
+// begin counts what as running until ended is called.
+func (s *StubKubelet) begin(what string) (ended func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.running = append(s.running, what)
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		at := slices.Index(s.running, what)
+		s.running = slices.Delete(s.running, at, at+1)
+	}
+}
 
 // Sizes are the terminal sizes that containers were told, in their order.
 func (s *StubKubelet) Sizes() []remotecommand.TerminalSize {
@@ -196,8 +211,7 @@ func (s *StubKubelet) serveLogs(w http.ResponseWriter, r *http.Request) {
 	for i := 10 - lines; i < 10; i++ {
 		fmt.Fprintf(w, "%s line %d\n", r.PathValue("pod"), i)
 	}
-	s.running.Add(1)
-	defer s.running.Add(-1)
+	defer s.begin("logs")()
 	flusher := http.NewResponseController(w)
 	for i := 10; r.FormValue("follow") == "true"; i++ {
 		if err := flusher.Flush(); err != nil {
@@ -218,8 +232,7 @@ func (s *StubKubelet) serveLogs(w http.ResponseWriter, r *http.Request) {
 
 // PortForward implements portforward.PortForwarder.
 func (c container) PortForward(_ context.Context, _, _ string, port int32, stream io.ReadWriteCloser) error {
-	c.kubelet.running.Add(1)
-	defer c.kubelet.running.Add(-1)
+	defer c.kubelet.begin("port-forward")()
 	conn, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(int(port))))
 	if err != nil {
 		return fmt.Errorf("connect to the pod's port: %w", err)
