@@ -121,7 +121,9 @@ type Directory struct {
 	lists    *pool // and for Members
 	binds    *pool // bound as whoever signed in last; nothing is searched on them
 
-	patience  time.Duration // see there; tests that count what a host is asked have more
+	// See the constants; tests of other things than these have more.
+	patience, searchTime, membersTime time.Duration
+
 	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 	stop      context.CancelFunc // of watching
 	watching  sync.WaitGroup
@@ -147,7 +149,8 @@ func New(cfg Config, all ...Config) (*Directory, error) {
 		cfg: cfg, bindPassword: cfg.BindPassword, nobody: "tabard-nobody-" + uuid.NewString(),
 		searches: newPool(maxSearches, maxSearches, idleTimeout), finds: newPool(maxBrowsers, maxBrowsers, idleTimeout),
 		lists: newPool(maxBrowsers, maxBrowsers, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
-		lookupSRV: net.DefaultResolver.LookupSRV, patience: patience,
+		lookupSRV: net.DefaultResolver.LookupSRV,
+		patience:  patience, searchTime: searchTime, membersTime: membersTime,
 		tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
 	for i := range all {

@@ -120,6 +120,7 @@ func TestOneHostFails(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
+			d.stop() // a check would find the host well again, and the next bind would be lost too
 			first.Fail(fault)
 			lost := 0
 			for i := range operations(t) / boundaries {
@@ -351,6 +352,8 @@ func waitFor(t *testing.T, what string, done func() bool) {
 // that the server closed in the meantime is replaced.
 func TestBindConnections(t *testing.T) {
 	h := behindProxies(t)
+	h.d.stop()
+	h.d.watching.Wait() // it reads patience, which changes below
 	h.d.patience = time.Minute
 	p := mustFind(t, h.d, "alice")
 	before := h.first.Accepted()

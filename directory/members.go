@@ -44,7 +44,7 @@ type Member struct {
 // or more than 5,000 of them, are an error. It takes at most 10 s, and fails with
 // ErrUnavailable, with ErrBusy as well when too many ask at once.
 func (d *Directory) Members(ctx context.Context, group string, limit int) (Members, error) {
-	ctx, cancel := context.WithTimeout(ctx, membersTime)
+	ctx, cancel := context.WithTimeout(ctx, d.membersTime)
 	defer cancel()
 	if limit <= 0 || limit > maxMembers {
 		limit = maxMembers

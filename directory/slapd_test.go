@@ -48,6 +48,12 @@ func unhurried(t *testing.T) context.Context {
 	return ctx
 }
 
+// patient gives d's searches more time than people have, and returns it.
+func patient(d *Directory) *Directory {
+	d.searchTime, d.membersTime = 2*time.Minute, 2*time.Minute
+	return d
+}
+
 func mustFind(t *testing.T, d *Directory, login string) Person {
 	t.Helper()
 	p, err := d.Find(unhurried(t), login)

@@ -25,7 +25,7 @@ const (
 // that no token can be made of are left out. It takes at most 2 s, and fails with
 // ErrUnavailable, with ErrBusy as well when too many search at once.
 func (d *Directory) Search(ctx context.Context, typed string, limit int) ([]Person, error) {
-	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	ctx, cancel := context.WithTimeout(ctx, d.searchTime)
 	defer cancel()
 	if limit <= 0 || limit > maxShown {
 		limit = maxShown
