@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -337,15 +338,25 @@ func TestRefusedDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		trail := &faulty{mode: "before"}
 		r := newRecorder(trail, quiet())
+		var wg sync.WaitGroup
+		var ended atomic.Int64
 		for i := range maxQueued + 3*maxTogether {
 			c := aCall("delete", fmt.Sprint(i))
 			if r.begin(t.Context(), c) == nil {
 				t.Fatal("let on while the trail is broken")
 			}
 			c.refused, c.status = "not now", 503
-			r.end(t.Context(), c) // or all are asleep here, and the test fails
+			wg.Go(func() {
+				r.end(t.Context(), c)
+				ended.Add(1)
+			})
+		}
+		synctest.Wait()
+		if n := ended.Load(); n != maxQueued+3*maxTogether {
+			t.Errorf("only %d did not wait", n)
 		}
 		trail.become("")
+		wg.Wait()
 		time.Sleep(time.Minute)
 		r.Close()
 		written, missed := 0, 0
