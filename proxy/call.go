@@ -28,6 +28,7 @@ type call struct {
 	bytes    int64 // of the answer's body, or both ways of an upgraded connection
 	upgrade  bool
 	stream   bool         // does not end by itself: a watch, logs, an upgrade, what a pod or service serves
+	begun    bool         // the trail let it go on: it may have been forwarded
 	judged   bool         // whoever asks is known: the trail is told
 	upgraded atomic.Int64 // bytes of an upgraded connection, while it is open
 	cut      string       // why the stream was ended by us, or ""

@@ -60,6 +60,11 @@ type forwarding struct {
 // forward sends the request on, and the answer back. After an error the client was
 // answered nothing.
 func (f *forwarding) forward(w *reply, r *http.Request) error {
+	defer func() {
+		if f.body != nil {
+			f.body.end()
+		}
+	}()
 	if f.call.stream {
 		return f.stream(w, r)
 	}
@@ -123,7 +128,6 @@ func (f *forwarding) pour(rc *http.ResponseController, w *reply) {
 
 // send runs httputil's proxy: it is what knows trailers, 1xx and upgrades.
 func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *reply, r *http.Request, pool *buffers) error {
-	_ = rc.SetReadDeadline(time.Time{})
 	up := f.call.cluster.up
 	switch {
 	case f.call.foreign && f.call.upgrade:
@@ -140,7 +144,10 @@ func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *r
 	if r.Body != nil && r.Body != http.NoBody {
 		limit := f.call.cluster.cfg.Proxy.Limits.MaxBody
 		f.body = &sent{ReadCloser: http.MaxBytesReader(w.ResponseWriter, r.Body, limit), rc: rc, ctx: ctx}
+		_ = rc.SetReadDeadline(time.Now().Add(bodyIdle)) // for the server too, which reads what is left of it
 		r.Body = f.body
+	} else {
+		_ = rc.SetReadDeadline(time.Time{})
 	}
 	rp := httputil.ReverseProxy{
 		Rewrite: f.rewrite, Transport: f, ModifyResponse: f.received, ErrorLog: f.p.errorLog, BufferPool: pool,
@@ -150,6 +157,7 @@ func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *r
 		rp.FlushInterval = -1
 	}
 	rp.ServeHTTP(w, r)
+	stripTrailers(w.Header())
 	if f.failed != nil {
 		return f.explain(r.Context(), f.failed)
 	}
@@ -203,9 +211,7 @@ func (f *forwarding) received(res *http.Response) error {
 	}
 	stripAnswer(res.Header, f.target.base != "")
 	f.relocate(res.Header)
-	for _, name := range [...]string{"Set-Cookie", "Set-Cookie2"} {
-		delete(res.Trailer, name)
-	}
+	stripTrailers(res.Trailer)
 	if f.open != nil && res.StatusCode != http.StatusSwitchingProtocols {
 		res.Body = &body{ReadCloser: res.Body, stream: f.open}
 		if len(res.Trailer) == 0 && !f.call.upgrade && f.call.info.Subresource != "proxy" {
@@ -246,7 +252,8 @@ func (f *forwarding) explain(ctx context.Context, err error) error {
 	}
 	switch {
 	case f.open != nil && f.open.reason() != "":
-		return unavailable(time.Second, "ended: "+f.open.reason())
+		why, _, _ := strings.Cut(f.open.reason(), ": ") // the cause is for the log
+		return unavailable(time.Second, "ended: "+why)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return gatewayTimeout("the API server did not answer in time")
 	case ctx.Err() != nil:
@@ -266,20 +273,40 @@ type sent struct {
 	ctx    context.Context
 	till   time.Time // deadline of reads, extended now and then
 	failed atomic.Pointer[error]
+
+	mu    sync.Mutex
+	ended bool // rc is not ours any more
+}
+
+// end comes before the handler returns: who sends the body may be reading still, and
+// net/http panics where a deadline is set on a stream of HTTP/2 that has ended.
+func (s *sent) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+}
+
+// deadline sets that of reads, while the request lasts.
+func (s *sent) deadline(at time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended && s.ctx.Err() == nil {
+		_ = s.rc.SetReadDeadline(at)
+	}
 }
 
 // Read waits for a client for bodyIdle at most.
 func (s *sent) Read(p []byte) (int, error) {
-	if now := time.Now(); s.till.Sub(now) < bodyIdle-time.Second && s.ctx.Err() == nil {
+	if now := time.Now(); s.till.Sub(now) < bodyIdle-time.Second {
 		s.till = now.Add(bodyIdle)
-		_ = s.rc.SetReadDeadline(s.till)
+		s.deadline(s.till)
 	}
 	n, err := s.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
 		s.failed.CompareAndSwap(nil, &err)
 	}
-	if err != nil && s.ctx.Err() == nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-		_ = s.rc.SetReadDeadline(time.Time{}) // from here on a read only waits for the client to go away
+	if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		s.deadline(time.Time{}) // from here on a read only waits for the client to go away
 	}
 	return n, err
 }

@@ -250,6 +250,14 @@ func isTokenByte(b byte) bool {
 	return strings.IndexByte("!#$%&'*+-.^_`|~", b) >= 0
 }
 
+// stripTrailers takes cookies off trailers, those that were not announced too.
+func stripTrailers(h http.Header) {
+	for _, name := range [...]string{"Set-Cookie", "Set-Cookie2"} {
+		delete(h, name)
+		delete(h, http.TrailerPrefix+name)
+	}
+}
+
 // stripAnswer takes off an answer what could reach into the issuer's own origin. own
 // says that it is given there.
 func stripAnswer(h http.Header, own bool) {

@@ -152,6 +152,8 @@ func hostileRequests() []hostile {
 		{name: "chunked after identity", raw: "POST " + at + "/api/v1/pods HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nTransfer-Encoding: identity, chunked\n\n0\n\n", status: 501},
 		{name: "chunked twice", raw: "POST " + at + "/api/v1/pods HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nTransfer-Encoding: chunked\nTransfer-Encoding: chunked\n\n0\n\n", status: 501},
 		{name: "a bad chunk", raw: "POST " + at + "/api/v1/pods HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nTransfer-Encoding: chunked\n\nzz\n{}\n0\n\n", status: 400},
+		{name: "an upgrade with a body", raw: "POST " + at + "/api/v1/namespaces/a/pods/b/exec HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nConnection: Upgrade\nUpgrade: SPDY/3.1\nContent-Length: 2\n\n{}", status: 400},
+		{name: "an upgrade with a body in chunks", raw: "GET " + at + "/api/v1/namespaces/a/services/b/proxy/ HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nConnection: Upgrade\nUpgrade: websocket\nTransfer-Encoding: chunked\n\n2\n{}\n0\n\n", status: 400},
 		{name: "a body too large", raw: "POST " + at + "/api/v1/pods HTTP/1.1\nHost: h\nAuthorization: Bearer alice-token\nContent-Length: 1048577\n\n", status: 413},
 		{name: "a line too long", raw: aliceHead + "X-A: " + strings.Repeat("a", 70<<10) + "\n\n", status: 431},
 		{name: "too many lines", raw: aliceHead + strings.Repeat("X-A: a\n", 250) + "\n", status: 431},

@@ -57,6 +57,8 @@ func (p *passthrough) review(ctx context.Context, token string) (idp.Identity, e
 	v, ok := p.remembered[hash]
 	p.mu.Unlock()
 	if !ok || !now.Before(v.until) {
+		ctx, cancel := context.WithTimeout(ctx, reviewTimeout) // with the wait, which anybody's made-up tokens may cause
+		defer cancel()
 		select {
 		case p.busy <- struct{}{}:
 		case <-ctx.Done():
@@ -82,8 +84,6 @@ func (p *passthrough) ask(ctx context.Context, token string, now time.Time) (ver
 	if err != nil {
 		return verdict{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
 	r := authenticationv1.TokenReview{
 		TypeMeta: metav1.TypeMeta{APIVersion: "authentication.k8s.io/v1", Kind: "TokenReview"},
 		Spec:     authenticationv1.TokenReviewSpec{Token: token, Audiences: p.cfg.Audiences},

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
@@ -185,6 +187,22 @@ func FuzzIssuerOf(f *testing.F) {
 		}
 		if err := json.Unmarshal(jws.UnsafePayloadWithoutVerification(), &c); err == nil && issuerOf(token) != c.Issuer {
 			t.Errorf("%q, want %q", issuerOf(token), c.Issuer)
+		}
+	})
+}
+
+// TestReviewWaits: where made-up tokens keep the API server busy, nobody waits for long.
+func TestReviewWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPassthrough(PassthroughConfig{}, nil)
+		for range cap(p.busy) {
+			p.busy <- struct{}{}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		begun := time.Now()
+		if _, err := p.review(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, idp.ErrRefused) || time.Since(begun) != reviewTimeout {
+			t.Errorf("%v after %s", err, time.Since(begun))
 		}
 	})
 }

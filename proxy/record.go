@@ -37,6 +37,7 @@ type recorder struct {
 
 	queue  chan audit.Event
 	broken atomic.Bool
+	missed atomic.Int64  // what was refused while broken and left no room in the queue
 	wake   chan struct{} // holds one: broken was set
 
 	mu     sync.Mutex
@@ -82,17 +83,20 @@ func (r *recorder) begin(ctx context.Context, c *call) error {
 		return errTrail
 	}
 	if !c.recordedAtStart() {
+		c.begun = true
 		return nil
 	}
 	if err := r.write(context.WithoutCancel(ctx), []audit.Event{c.event(ctx, audit.Intended)}); err != nil {
 		r.fail(err)
 		return errTrail
 	}
+	c.begun = true
 	return nil
 }
 
 // end comes once for each call whose bearer is known, when its answer has ended, whether
-// it was forwarded or not. It waits while the queue is full, whatever becomes of ctx.
+// it was forwarded or not. It waits while the queue is full, whatever becomes of ctx; but
+// not for what was refused while the trail is broken, which may be any number.
 func (r *recorder) end(ctx context.Context, c *call) {
 	if !c.recordedAtEnd() {
 		return
@@ -103,6 +107,14 @@ func (r *recorder) end(ctx context.Context, c *call) {
 		return
 	}
 	defer r.ending.Done()
+	if !c.begun && r.broken.Load() {
+		select {
+		case r.queue <- e:
+		default:
+			r.missed.Add(1)
+		}
+		return
+	}
 	select {
 	case r.queue <- e:
 	case <-r.ctx.Done():
@@ -217,11 +229,13 @@ func (r *recorder) recover(batch []audit.Event) bool {
 		case <-r.ctx.Done():
 			return false
 		}
+		missed := r.missed.Swap(0) // refused, and not written by itself
 		e := audit.Event{
 			Act: "k8s.trail", Outcome: audit.Done, Reason: "the trail could not be written, and proxied requests were refused meanwhile", Soon: true,
-			Detail: map[string]string{"since": since.UTC().Format(time.RFC3339)},
+			Detail: map[string]string{"since": since.UTC().Format(time.RFC3339), "missed": strconv.FormatInt(missed, 10)},
 		}
 		if err := r.write(r.ctx, append(batch, e)); err != nil {
+			r.missed.Add(missed)
 			r.log.WithError(err).Debug("proxy: the audit trail cannot be written yet")
 			continue
 		}

@@ -8,8 +8,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -302,7 +304,9 @@ func TestQueueIsBounded(t *testing.T) {
 		var mu sync.Mutex
 		for i := range n {
 			wg.Go(func() {
-				r.end(t.Context(), aCall("get", fmt.Sprint(i)))
+				c := aCall("get", fmt.Sprint(i))
+				c.begun = true
+				r.end(t.Context(), c)
 				mu.Lock()
 				done++
 				mu.Unlock()
@@ -324,6 +328,47 @@ func TestQueueIsBounded(t *testing.T) {
 		}
 		if delete(seen, ""); len(seen) != n || len(trail.events) != n+1 {
 			t.Errorf("%d calls in %d events", len(seen), len(trail.events))
+		}
+	})
+}
+
+// TestRefusedDoNotWait: while the trail is broken every request is refused, for hours
+// maybe: those that wait to say so would pile up without end.
+func TestRefusedDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		trail := &faulty{mode: "before"}
+		r := newRecorder(trail, quiet())
+		var wg sync.WaitGroup
+		var ended atomic.Int64
+		for i := range maxQueued + 3*maxTogether {
+			c := aCall("delete", fmt.Sprint(i))
+			if r.begin(t.Context(), c) == nil {
+				t.Fatal("let on while the trail is broken")
+			}
+			c.refused, c.status = "not now", 503
+			wg.Go(func() {
+				r.end(t.Context(), c)
+				ended.Add(1)
+			})
+		}
+		synctest.Wait()
+		if n := ended.Load(); n != maxQueued+3*maxTogether {
+			t.Errorf("only %d did not wait", n)
+		}
+		trail.become("")
+		wg.Wait()
+		time.Sleep(time.Minute)
+		r.Close()
+		written, missed := 0, 0
+		for _, e := range trail.events {
+			if e.Act != "k8s.trail" {
+				written++
+			} else if n, err := strconv.Atoi(e.Detail["missed"]); err == nil {
+				missed += n
+			}
+		}
+		if written < maxQueued || written+missed != maxQueued+3*maxTogether {
+			t.Errorf("%d written, %d counted, of %d", written, missed, maxQueued+3*maxTogether)
 		}
 	})
 }

@@ -22,6 +22,9 @@ func (w *reply) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // WriteHeader implements http.ResponseWriter.
 func (w *reply) WriteHeader(code int) {
+	if code == http.StatusSwitchingProtocols {
+		return // an upgrade takes the connection over instead: over HTTP/2 it is no answer, and nobody asked for it
+	}
 	h := w.Header()
 	stripAnswer(h, w.own)
 	if code >= 200 {

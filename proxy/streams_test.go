@@ -164,8 +164,11 @@ func TestCutBeforeTheAnswer(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	w := newWorld(t, url, ca)
-	go func() { <-began; w.people.end("s1", idp.ErrRefused) }()
-	status(t, do(t, w.client(t, "HTTP/1.1"), w.request(t, "GET", watchPath, nil)), 503)
+	go func() { <-began; w.people.end("s1", errTest) }()
+	s := status(t, do(t, w.client(t, "HTTP/1.1"), w.request(t, "GET", watchPath, nil)), 503)
+	if !strings.Contains(s.Message, "ended") || strings.Contains(s.Message, errTest.Error()) {
+		t.Errorf("says %q, want that it ended and not the cause, which may be the store's", s.Message)
+	}
 }
 
 // TestCutOfWhoReadsNothing: a client that does not read cannot hold a stream open.
