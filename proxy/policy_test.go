@@ -45,13 +45,6 @@ func fieldErrors(t testing.TB, err error) (list []*idp.FieldError) {
 	return list
 }
 
-func paths(list []*idp.FieldError) (out []string) {
-	for _, e := range list {
-		out = append(out, e.Path)
-	}
-	return out
-}
-
 func at(t testing.TB, s string) time.Time {
 	t.Helper()
 	v, err := time.Parse(time.RFC3339, s)
