@@ -104,14 +104,17 @@ func TestSeveralClusters(t *testing.T) {
 
 func TestLimitDefaults(t *testing.T) {
 	l := LimitsConfig{}.withDefaults()
-	if l != (LimitsConfig{InFlight: defaultInFlight, Streams: defaultStreams, Rate: defaultRate, Burst: defaultBurst, MaxBody: defaultMaxBody, Timeout: defaultTimeout}) {
+	if l != (LimitsConfig{InFlight: defaultInFlight, Streams: defaultStreams, AllInFlight: defaultAllInFlight, AllStreams: defaultAllStreams, Rate: defaultRate, Burst: defaultBurst, MaxBody: defaultMaxBody, Timeout: defaultTimeout}) {
 		t.Error(l)
 	}
 	if err := l.validate("limits"); err != nil {
 		t.Error(err)
 	}
-	given := LimitsConfig{InFlight: 1, Streams: 2, Rate: 3, Burst: 4, MaxBody: 5_000, Timeout: 6 * time.Second}
+	given := LimitsConfig{InFlight: 1, Streams: 2, AllInFlight: 7, AllStreams: 8, Rate: 3, Burst: 4, MaxBody: 5_000, Timeout: 6 * time.Second}
 	if got := given.withDefaults(); got != given {
+		t.Error(got)
+	}
+	if got := (LimitsConfig{InFlight: 5_000, Streams: 50_000}).withDefaults(); got.AllInFlight != 5_000 || got.AllStreams != 50_000 { // or one person could not have them
 		t.Error(got)
 	}
 	if got := (LimitsConfig{Rate: 5_000}).withDefaults(); got.Burst != 5_000 { // else the rate could never be reached
