@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -30,11 +29,6 @@ const drainTime = 15 * time.Second
 // may take. HTTP/1.1 has TCP's keep-alives, by Go's default at 15 seconds.
 const pingAfter = 30 * time.Second
 
-// gcPercent lets the heap, a few MiB that live, grow to four times its size between
-// collections: every request makes garbage, and collecting it more often cost a
-// tenth of the CPU. GOGC overrides it.
-const gcPercent = 300
-
 func serveCommand() *cobra.Command {
 	var config, level string
 	cmd := &cobra.Command{
@@ -46,9 +40,7 @@ func serveCommand() *cobra.Command {
 				return err
 			}
 			slog.SetDefault(slog.New(slogHandler{log: log, level: log.GetLevel()}))
-			if os.Getenv("GOGC") == "" {
-				debug.SetGCPercent(gcPercent)
-			}
+			defer tuneCollector()()
 			return serve(cmd.Context(), config, log, func(net.Addr) {})
 		},
 	}
