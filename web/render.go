@@ -133,26 +133,14 @@ func (s *Site) parseTemplates() (map[string]*template.Template, error) {
 
 // render writes the page whole or not at all.
 func (s *Site) render(w http.ResponseWriter, status int, name string, p page) error {
-	b, err := s.content(name, p)
-	if err != nil {
-		return err
-	}
-	writePage(w, status, b)
-	return nil
-}
-
-func (s *Site) content(name string, p page) ([]byte, error) {
 	var b bytes.Buffer
 	if err := s.pages[name].Execute(&b, p); err != nil {
-		return nil, fmt.Errorf("page %s: %w", name, err)
+		return fmt.Errorf("page %s: %w", name, err)
 	}
-	return b.Bytes(), nil
-}
-
-func writePage(w http.ResponseWriter, status int, content []byte) {
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	w.WriteHeader(status)
-	_, _ = w.Write(content) // a browser that went away is nobody to tell
+	_, _ = b.WriteTo(w) // a browser that went away is nobody to tell
+	return nil
 }
 
 // groupPath is the page of a group.

@@ -1,16 +1,12 @@
 package web
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"net/http"
 	"net/url"
 	"path"
-	"reflect"
-	"regexp"
 	"strings"
-	"sync"
 
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
@@ -113,68 +109,11 @@ func (s *Site) refuseSignIn(w http.ResponseWriter, r *http.Request, f signInForm
 
 func (s *Site) renderSignIn(w http.ResponseWriter, status int, f signInForm) error {
 	w.Header().Set("Content-Security-Policy", formCSP(f.target))
-	page, err := s.signInPage(f)
-	if err != nil {
-		return err
-	}
-	writePage(w, status, page)
-	return nil
-}
-
-// signInPage is the page of f. Those who come to sign in to one client all get the same
-// one but for the sealed request, so that is put into a page that was made before.
-func (s *Site) signInPage(f signInForm) ([]byte, error) {
 	title := "Sign in"
 	if f.Client != "" {
 		title += " to use " + f.Client
 	}
-	empty := signInForm{Request: f.Request, Client: f.Client, Returns: f.Returns, target: f.target}
-	if !sealedForm.MatchString(f.Request) || !reflect.DeepEqual(f, empty) {
-		return s.content("signin", s.newPage(title, f))
-	}
-	const place = "here-goes-the-sealed-request"
-	key := f.Client + "\x00" + f.Returns
-	page, ok := s.signIns.get(key)
-	if !ok {
-		empty.Request = place
-		var err error
-		if page, err = s.content("signin", s.newPage(title, empty)); err != nil {
-			return nil, err
-		}
-		if bytes.Count(page, []byte(place)) != 1 { // a client is called like that
-			return s.content("signin", s.newPage(title, f))
-		}
-		s.signIns.put(key, page)
-	}
-	return bytes.Replace(page, []byte(place), []byte(f.Request), 1), nil
-}
-
-// sealedForm is what idp seals requests to: nothing that HTML gives a meaning.
-var sealedForm = regexp.MustCompile(`^[A-Za-z0-9_-]+$`)
-
-// signInPages are pages for nobody in particular, by client and where they lead back to.
-type signInPages struct {
-	mu sync.Mutex
-	by map[string][]byte
-}
-
-// maxSignInPages bounds them: a loopback redirect has any port.
-const maxSignInPages = 64
-
-func (p *signInPages) get(key string) (page []byte, ok bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	page, ok = p.by[key]
-	return page, ok
-}
-
-func (p *signInPages) put(key string, page []byte) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.by == nil || len(p.by) >= maxSignInPages {
-		p.by = map[string][]byte{}
-	}
-	p.by[key] = page
+	return s.render(w, status, "signin", s.newPage(title, f))
 }
 
 func (s *Site) showSignOut(w http.ResponseWriter, r *http.Request) error {

@@ -2,7 +2,6 @@ package web
 
 import (
 	"errors"
-	"fmt"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -368,49 +367,5 @@ func TestAccountWords(t *testing.T) {
 	}
 	if !slices.Contains([]int{500}, explain(http.ErrBodyNotAllowed).Status) {
 		t.Error("an error nobody knows is not ours")
-	}
-}
-
-// A sign-in page made before is what would be made anew, byte for byte.
-func TestSignInPageIsTheSame(t *testing.T) {
-	h := newHouse(t)
-	for _, f := range []signInForm{
-		{Request: "sealed_1-a", Client: "kube & <co>", Returns: "localhost:8000"},
-		{Request: "sealed_2", Client: "kube & <co>", Returns: "localhost:8000"},
-		{Request: "sealed_3", Client: "kube & <co>", Returns: "127.0.0.1:4711"},
-		{Request: "sealed_4", Client: "headlamp", Returns: "localhost:8000"},
-		{Request: "sealed_5", Client: "headlamp", Returns: "localhost:8000", Username: "alice"},
-		{Request: "sealed_6", Client: "headlamp", Returns: "localhost:8000", Error: "No", Detail: "Try again."},
-		{Request: `"><script>`, Client: "headlamp", Returns: "localhost:8000"},
-		{Request: "sealed_7", Client: "here-goes-the-sealed-request", Returns: "localhost:8000"},
-		{Next: "/groups"},
-		{},
-	} {
-		title := "Sign in"
-		if f.Client != "" {
-			title += " to use " + f.Client
-		}
-		want, err := h.site.content("signin", h.site.newPage(title, f))
-		if err != nil {
-			t.Fatal(err)
-		}
-		got, err := h.site.signInPage(f)
-		if err != nil || string(got) != string(want) {
-			t.Errorf("%+v: %v\n%s\nwant\n%s", f, err, got, want)
-		}
-		if again, err := h.site.signInPage(f); err != nil || string(again) != string(want) {
-			t.Errorf("%+v, once more: %v\n%s", f, err, again)
-		}
-	}
-	if n := len(h.site.signIns.by); n != 3 {
-		t.Errorf("%d pages are kept", n)
-	}
-	for i := range 3 * maxSignInPages {
-		if _, err := h.site.signInPage(signInForm{Request: "x", Client: "headlamp", Returns: fmt.Sprint("127.0.0.1:", i)}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := len(h.site.signIns.by); n > maxSignInPages {
-		t.Errorf("%d pages are kept", n)
 	}
 }

@@ -49,7 +49,6 @@ type Site struct {
 	pages   map[string]*template.Template
 	assets  map[string]asset
 	csrf    *http.CrossOriginProtection
-	signIns signInPages
 	handler http.Handler
 }
 
