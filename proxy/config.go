@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // ClusterConfig is what the proxy is told of one cluster.
@@ -99,7 +101,7 @@ type LimitsConfig struct {
 	AllStreams  int           `yaml:"allStreams,omitempty"`
 	Rate        float64       `yaml:"rate,omitempty"` // requests a second
 	Burst       int           `yaml:"burst,omitempty"`
-	MaxBody     int64         `yaml:"maxBody,omitempty"` // bytes of a request's body
+	MaxBody     audit.Size    `yaml:"maxBody,omitempty"` // bytes of a request's body
 	Timeout     time.Duration `yaml:"timeout,omitempty"` // of requests that end by themselves
 }
 

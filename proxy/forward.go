@@ -142,7 +142,7 @@ func (f *forwarding) send(ctx context.Context, rc *http.ResponseController, w *r
 	r = r.WithContext(ctx)
 	r.URL = f.target.at(up.url())
 	if r.Body != nil && r.Body != http.NoBody {
-		limit := f.call.cluster.cfg.Proxy.Limits.MaxBody
+		limit := int64(f.call.cluster.cfg.Proxy.Limits.MaxBody)
 		f.body = &sent{ReadCloser: http.MaxBytesReader(w.ResponseWriter, r.Body, limit), rc: rc, ctx: ctx}
 		_ = rc.SetReadDeadline(time.Now().Add(bodyIdle)) // for the server too, which reads what is left of it
 		r.Body = f.body

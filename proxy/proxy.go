@@ -61,6 +61,9 @@ type Health struct {
 	Streams int       // open now
 }
 
+// Path is what proxied clusters are below, under the issuer: Path and the cluster's name.
+const Path = "/k8s/clusters/"
+
 // Table is a configuration that was found good.
 type Table struct {
 	issuer  string
@@ -92,7 +95,7 @@ func Prepare(issuer string, clusters []ClusterConfig) (*Table, error) {
 	if err != nil {
 		return nil, wrong("issuer", "is not a URL")
 	}
-	t := &Table{issuer: issuer, prefix: strings.TrimRight(u.EscapedPath(), "/") + "/k8s/clusters/"}
+	t := &Table{issuer: issuer, prefix: strings.TrimRight(u.EscapedPath(), "/") + Path}
 	errs := []error{validateClusters(issuer, clusters)}
 	for i, c := range clusters {
 		if c.Proxy == nil {

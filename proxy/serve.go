@@ -124,7 +124,7 @@ func (p *Proxy) read(c *call, w *reply, r *http.Request) (t target, token string
 	if c.upgrade && r.ContentLength != 0 { // two would read the connection at once: what sends the body, and what copies after a 101
 		return t, "", badRequest("a request with Upgrade has no body")
 	}
-	if limit := c.cluster.cfg.Proxy.Limits.MaxBody; r.ContentLength > limit {
+	if limit := int64(c.cluster.cfg.Proxy.Limits.MaxBody); r.ContentLength > limit {
 		return t, "", tooLarge(limit)
 	}
 	token, err = bearer(r.Header)

@@ -96,7 +96,7 @@ func TestConfigMistakes(t *testing.T) {
 			":14:90: clusters[0].apiServer.exec.env: must be a mapping of keys to values", ":14:95: clusters[0].apiServer.exec.shell: is not a key: use args, command, env",
 			":16:5: clusters[0].proxy.host: is not a key: use audit, examples, hosts, limits, passthrough, policy",
 			":17:44: clusters[0].proxy.policy[0].when: must be text: put it in quotes", ":17:67: clusters[0].proxy.policy[0].examples[0].now: must be a time with its zone, such as 2027-01-31T18:00:00Z",
-			":18:20: clusters[0].proxy.limits.rate: must be a number", ":18:33: clusters[0].proxy.limits.burst: must be a whole number", ":18:47: clusters[0].proxy.limits.timeout: must be a duration such as 90s, 5m or 8h", ":18:60: clusters[0].proxy.limits.maxBody: must be a size such as 16MiB"}},
+			":18:20: clusters[0].proxy.limits.rate: must be a number", ":18:33: clusters[0].proxy.limits.burst: must be a whole number", ":18:47: clusters[0].proxy.limits.timeout: must be a duration such as 90s, 5m or 8h", ":18:60: clusters[0].proxy.limits.maxBody: is not a size such as 16KiB"}},
 		{"API server", "clientID: kubernetes}", "clientID: kubernetes, apiServer: {url: http://10.0.0.1:6443, caFile: nowhere}}", []string{
 			":12:50: clusters[0].apiServer.url: must be an https URL without user, query or fragment, e.g. https://10.0.0.1:6443", ":12:77: clusters[0].apiServer.caFile: DIR/nowhere does not exist: create it or correct the path"}},
 		{"webhook without callers", "clientID: kubernetes}", "clientID: kubernetes, webhook: {}}", []string{":12:38: clusters[0].webhook.callers: is missing: name a file with a secret that the API server sends"}},

@@ -17,8 +17,6 @@ import (
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
-
-	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // position is a place in the configuration file, counted from 1; 0 is not known.
@@ -282,10 +280,6 @@ func (d *decoder) scalar(n *yaml.Node, v reflect.Value, path string) {
 			err = errors.ErrUnsupported
 		}
 		v.SetFloat(f)
-	case v.Kind() == reflect.Int64: // bytes
-		var size audit.Size
-		want, err = "a size such as 16MiB", size.UnmarshalText([]byte(text))
-		v.SetInt(int64(size))
 	default:
 		var i int64
 		want = "a whole number"

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/tabard-id/tabard/internal/demoldap"
+	"github.com/tabard-id/tabard/proxy"
 )
 
 // How often a step that takes long is told of: by one line that changes on a
@@ -137,7 +138,7 @@ func (s *screen) story(d *demoRun) {
 		"4. bob may, with his next token: tokens live for one minute here.",
 		"   " + kubectl("bob"),
 		"5. carol may do everything, but not through the proxy, which has a rule of its own:",
-		"   " + s.strong("KUBECONFIG=$D/carol.kubeconfig kubectl --server="+d.issuer+clusterPath+demoCluster+" delete pod shop"),
+		"   " + s.strong("KUBECONFIG=$D/carol.kubeconfig kubectl --server="+d.issuer+proxy.Path+demoCluster+" delete pod shop"),
 		"",
 		"The pods stay Pending: this cluster has no nodes. Ctrl-C ends everything here.",
 	} {

@@ -257,7 +257,7 @@ func (s *instance) at(t testing.TB, path, host, token string, change ...func(*ht
 func (s *instance) watch(t testing.TB, cluster, token string, hc *http.Client) (*bufio.Reader, func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.issuer+clusterPath+cluster+"/api/v1/pods?watch=true", nil)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.issuer+proxy.Path+cluster+"/api/v1/pods?watch=true", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -589,7 +589,7 @@ func TestProxyPanic(t *testing.T) {
 	srv := httptest.NewTLSServer(s)
 	defer srv.Close()
 	for range 2 {
-		resp, err := srv.Client().Do(proxyRequest(t, srv.URL+clusterPath+"prod/api"))
+		resp, err := srv.Client().Do(proxyRequest(t, srv.URL+proxy.Path+"prod/api"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -636,7 +636,7 @@ func TestProxyHasNoDeadline(t *testing.T) {
 			srv.StartTLS()
 			defer srv.Close()
 			defer srv.CloseClientConnections()
-			resp, err := srv.Client().Do(proxyRequest(t, srv.URL+clusterPath+"prod/api/v1/pods?watch=1"))
+			resp, err := srv.Client().Do(proxyRequest(t, srv.URL+proxy.Path+"prod/api/v1/pods?watch=1"))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -24,9 +24,6 @@ func (c *ClusterConfig) proxied() proxy.ClusterConfig {
 	return proxy.ClusterConfig{Name: c.Name, APIServer: c.APIServer, Proxy: c.Proxy}
 }
 
-// clusterPath is where proxied clusters are, under the issuer.
-const clusterPath = "/k8s/clusters/"
-
 // apiServerFiles reads what a cluster's apiServer and proxy name.
 func (l *loader) apiServerFiles(at string, cl *ClusterConfig) {
 	a := &cl.APIServer
@@ -95,7 +92,7 @@ func (l *loader) unusedAccount(at string, a proxy.APIServerConfig) {
 func (c *Config) proxiedAt(cl *ClusterConfig) string {
 	u, err := url.Parse(c.Issuer)
 	if len(cl.Proxy.Hosts) == 0 || err != nil {
-		return c.Issuer + clusterPath + cl.Name
+		return c.Issuer + proxy.Path + cl.Name
 	}
 	host := cl.Proxy.Hosts[0]
 	if port := u.Port(); port != "" {

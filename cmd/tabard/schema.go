@@ -47,8 +47,6 @@ func schemaOf(t reflect.Type, path string) map[string]any {
 		return map[string]any{"type": "number"}
 	case reflect.Bool:
 		return map[string]any{"type": "boolean"}
-	case reflect.Int64: // bytes
-		return map[string]any{"type": []string{"string", "integer"}}
 	case reflect.Int:
 		return map[string]any{"type": "integer"}
 	}
