@@ -68,8 +68,6 @@ func (f *forwarding) forward(w *reply, r *http.Request) error {
 	if f.call.stream {
 		return f.stream(w, r)
 	}
-	f.p.plain.Add(1)
-	defer f.p.plain.Add(-1)
 	limit := f.call.cluster.cfg.Proxy.Limits.Timeout
 	ctx, cancel := context.WithTimeout(r.Context(), limit)
 	defer cancel()

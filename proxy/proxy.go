@@ -128,7 +128,7 @@ type Proxy struct {
 	recorder *recorder
 	routes   atomic.Pointer[routes]
 	streams  registry
-	plain    atomic.Int64 // requests under way that end by themselves
+	calls    atomic.Int64 // requests under way
 	buffers  struct{ plain, stream buffers }
 	stop     context.CancelFunc
 	stopped  chan struct{} // closed when no stream is looked after any more
@@ -266,20 +266,28 @@ func (p *Proxy) Health() []Health {
 // then what is left of the streams is cut.
 func (p *Proxy) Drain(ctx context.Context) {
 	p.streams.drain(p.Now())
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for p.plain.Load() > 0 || p.streams.len() > 0 {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			p.streams.cutIf(p.Now(), func(*stream) string { return "the server stops" })
-			return
-		}
+	if !p.idle(ctx) {
+		p.streams.cutIf(p.Now(), func(*stream) string { return "the server stops" })
 	}
 }
 
-// Close cuts every stream, writes what the trail has not yet, and ends all that New and
-// Use started. Nothing is forwarded afterwards.
+// idle waits until no request is under way, and says whether that came before ctx ended.
+func (p *Proxy) idle(ctx context.Context) bool {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for p.calls.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// Close cuts every stream, waits up to two seconds for what is under way, so that its end
+// is in the trail, writes what the trail has not yet, and ends all that New and Use
+// started. Nothing is forwarded afterwards.
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -290,6 +298,11 @@ func (p *Proxy) Close() {
 	p.streams.drain(p.Now())
 	p.streams.cutIf(p.Now(), func(*stream) string { return "the server stops" })
 	p.streams.kill(p.Now())
+	ctx, cancel := context.WithTimeout(context.Background(), 2*cutGrace)
+	defer cancel()
+	if !p.idle(ctx) {
+		p.Log.Warn("requests were still under way at the end: the trail may lack how they ended")
+	}
 	p.stop()
 	<-p.stopped
 	old := p.routes.Swap(&routes{})

@@ -24,6 +24,8 @@ import (
 
 // ServeHTTP answers one request. What the proxy refuses itself is a metav1.Status.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.calls.Add(1)
+	defer p.calls.Add(-1) // last: the trail has its end by then
 	c := &call{started: p.Now(), origin: audit.OriginOf(r.Context())}
 	out := &reply{ResponseWriter: w, call: c}
 	defer p.finish(r.Context(), c)
