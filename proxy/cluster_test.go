@@ -65,10 +65,23 @@ func TestRealCluster(t *testing.T) {
 		k.Kubectl(t, strings.Fields(line)...)
 	}
 	c.api = c.with(t, "kube-system", "tabard-proxy")
+	c.knowsTheRights(t)
 	t.Run("lost headers", c.lostHeaders)
 	t.Run("as", c.sameAsTheAPIServer)
 	t.Run("passthrough", c.passesThrough)
 	t.Run("examine", c.examined)
+}
+
+// knowsTheRights waits until the API server has heard of all that was bound: it watches
+// roles and bindings of each kind, in their order.
+func (c *realCluster) knowsTheRights(t *testing.T) {
+	t.Helper()
+	u := idleUpstream(t, c.api)
+	c.await(t, "<nil> <nil> <nil>", func() string {
+		robot, boss := impersonation{User: "system:serviceaccount:default:robot"}, impersonation{User: "system:serviceaccount:default:boss"}
+		return fmt.Sprint(u.mayBe(t.Context(), robot, impersonation{User: "bob"}),
+			u.mayBe(t.Context(), robot, impersonation{User: "system:serviceaccount:team-a:deployer"}), u.mayBe(t.Context(), boss, impersonation{User: "bob"}))
+	})
 }
 
 // lostHeaders: a request of the account as itself, which the proxy never sends, may do
@@ -185,7 +198,7 @@ func (c *realCluster) examined(t *testing.T) {
 		t.Errorf("a good account: %q", found)
 	}
 	gone, unknown, untrusted := c.api, c.api, c.api
-	gone.URL = fmt.Sprintf("https://127.0.0.1:%d", testenv.FreePort(t))
+	gone.URL = "https://127.0.0.1:1"
 	unknown.TokenFile = fileWith(t, "e30.e30.e30")
 	untrusted.CA = fileText(t, testenv.NewCA(t, t.TempDir()).File)
 	admin := c.api

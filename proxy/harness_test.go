@@ -145,6 +145,12 @@ func (m *memoryTrail) AppendAll(_ context.Context, events []audit.Event) error {
 	return nil
 }
 
+func (m *memoryTrail) all() []audit.Event {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.events)
+}
+
 func (m *memoryTrail) fail(err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -361,6 +367,14 @@ func (w *world) request(t testing.TB, method, path string, body io.Reader) *http
 	return r
 }
 
+// quiet waits until the proxy has done with every request, their ends told. An answer
+// comes before that, and closing the server waits for no upgraded connection.
+func (w *world) quiet() {
+	for w.proxy.calls.Load() > 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func do(t testing.TB, c *http.Client, r *http.Request) *http.Response {
 	t.Helper()
 	res, err := c.Do(r)
@@ -379,7 +393,7 @@ func (w *world) dial(t testing.TB) *tls.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(20 * time.Second)) // so that a test that fails ends
+	_ = conn.SetDeadline(time.Now().Add(time.Minute)) // so that a test that fails ends
 	return conn
 }
 

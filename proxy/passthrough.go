@@ -32,6 +32,7 @@ type passthrough struct {
 	cfg  PassthroughConfig
 	u    *upstream
 	busy chan struct{} // holds one for each review under way
+	now  func() time.Time
 
 	mu         sync.Mutex
 	remembered map[[sha256.Size]byte]verdict
@@ -46,13 +47,13 @@ type verdict struct {
 
 // newPassthrough returns what asks u, by the second credential of cfg.
 func newPassthrough(cfg PassthroughConfig, u *upstream) *passthrough {
-	return &passthrough{cfg: cfg, u: u, busy: make(chan struct{}, reviewsAtATime), remembered: map[[sha256.Size]byte]verdict{}}
+	return &passthrough{cfg: cfg, u: u, busy: make(chan struct{}, reviewsAtATime), now: time.Now, remembered: map[[sha256.Size]byte]verdict{}}
 }
 
 // review says who the bearer of a token is by the API server's own word, at most ten
 // seconds old. idp.ErrRefused; any other error means that nothing is known.
 func (p *passthrough) review(ctx context.Context, token string) (idp.Identity, error) {
-	hash, now := sha256.Sum256([]byte(token)), time.Now()
+	hash, now := sha256.Sum256([]byte(token)), p.now()
 	p.mu.Lock()
 	v, ok := p.remembered[hash]
 	p.mu.Unlock()

@@ -72,6 +72,8 @@ func jwt(claims string) string {
 // TestReviewIsRemembered: a yes and a no are, each by its own time, and trouble is not.
 func TestReviewIsRemembered(t *testing.T) {
 	v, p, file := startTokenReviewer(t)
+	now := time.Now()
+	p.now = func() time.Time { return now }
 	v.answer(500, robot)
 	for range 2 {
 		if _, err := p.review(t.Context(), "robot"); err == nil || errors.Is(err, idp.ErrRefused) {
@@ -95,9 +97,14 @@ func TestReviewIsRemembered(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	for _, later := range []time.Duration{refusedFor - 1, 1, reviewedFor - refusedFor - 1, 1} { // the no ends, then the yes
+		now = now.Add(later)
+		_, _ = p.review(t.Context(), "nobody")
+		_, _ = p.review(t.Context(), "robot")
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if want := map[string]int{"Bearer second robot": 3, "Bearer third nobody": 1}; fmt.Sprint(v.asked) != fmt.Sprint(want) {
+	if want := map[string]int{"Bearer second robot": 3, "Bearer third nobody": 3, "Bearer third robot": 1}; fmt.Sprint(v.asked) != fmt.Sprint(want) {
 		t.Errorf("asked %v, want %v", v.asked, want)
 	}
 }

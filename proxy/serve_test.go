@@ -296,15 +296,23 @@ func TestRefusals(t *testing.T) {
 
 func TestTimesOut(t *testing.T) {
 	eachProtocol(t, func(t *testing.T, client, api string) {
-		gone := make(chan struct{})
+		began, gone := make(chan struct{}, 100), make(chan struct{}, 100)
 		url, ca := startAPI(t, api, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			began <- struct{}{}
 			<-r.Context().Done()
-			close(gone)
+			gone <- struct{}{}
 			panic(http.ErrAbortHandler) // or there is an answer, which may come before the connection is closed
 		}))
 		w := newWorld(t, url, ca, func(c *ClusterConfig) { c.Proxy.Limits.Timeout = time.Second })
-		status(t, do(t, w.client(t, client), w.request(t, "GET", "/api/v1/nodes/a", nil)), 504)
-		<-gone
+		for c := w.client(t, client); ; { // until one has come to the API server in its second
+			status(t, do(t, c, w.request(t, "GET", "/api/v1/nodes/a", nil)), 504)
+			select {
+			case <-began:
+				<-gone
+				return
+			default:
+			}
+		}
 	})
 }
 
@@ -360,10 +368,16 @@ func TestLimits(t *testing.T) {
 	}{
 		"in flight": {"/api", func(l *LimitsConfig) { l.InFlight = 1 }},
 		"streams":   {"/api/v1/pods?watch=1", func(l *LimitsConfig) { l.Streams = 1 }},
-		"rate":      {"/api", func(l *LimitsConfig) { l.Rate, l.Burst = 0.1, 1 }},
+		"rate":      {"/api", func(l *LimitsConfig) { l.Burst = 1 }},
 	} {
 		t.Run(what, func(t *testing.T) {
 			w := newWorld(t, url, ca, func(c *ClusterConfig) { limit.set(&c.Proxy.Limits) })
+			l := w.proxy.routes.Load().byName["prod"].limits
+			if what == "rate" {
+				cfg := l.cfg
+				cfg.Rate = 1e-6 // a day is not enough for another
+				l.configure(cfg)
+			}
 			c := w.client(t, "HTTP/2.0")
 			first := make(chan *http.Response)
 			r := w.request(t, "GET", limit.path, nil)
@@ -386,8 +400,7 @@ func TestLimits(t *testing.T) {
 				t.Errorf("another person: %d", res.StatusCode)
 			}
 			_ = (<-first).Body.Close()
-			l := w.proxy.routes.Load().byName["prod"].limits
-			for end := time.Now().Add(20 * time.Second); what != "rate"; time.Sleep(10 * time.Millisecond) { // an answer ends before its handler
+			for end := time.Now().Add(time.Minute); what != "rate"; time.Sleep(10 * time.Millisecond) { // an answer ends before its handler
 				l.forget(time.Now().Add(time.Minute))
 				l.mu.Lock()
 				n := len(l.persons)
@@ -453,6 +466,7 @@ func TestObservations(t *testing.T) {
 	r := w.request(t, "GET", "", nil)
 	r.URL.Path = "/k8s/clusters/made-up"
 	read(t, do(t, c, r))
+	w.quiet()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	got := slices.Clone(w.seen)

@@ -146,12 +146,10 @@ func TestCutIsInTheTrail(t *testing.T) {
 	}
 	w.people.end("s1", idp.ErrRefused)
 	read(t, res)
-	w.front.Close()
+	w.quiet()
 	w.proxy.Close()
-	w.trail.mu.Lock()
-	defer w.trail.mu.Unlock()
-	if n := len(w.trail.events); n != 1 || !strings.Contains(w.trail.events[0].Reason, "session") {
-		t.Errorf("the trail: %+v", w.trail.events)
+	if events := w.trail.all(); len(events) != 1 || !strings.Contains(events[0].Reason, "session") {
+		t.Errorf("the trail: %+v", events)
 	}
 }
 
@@ -284,15 +282,16 @@ func TestUpgradedBothWays(t *testing.T) {
 				t.Errorf("%d bytes came back, the last %q: %v", len(got), got[max(0, len(got)-10):], err)
 			}
 			_ = conn.Close()
-			w.front.Close()
+			w.quiet()
 			w.proxy.Close()
-			for _, e := range w.trail.events {
+			events := w.trail.all()
+			for _, e := range events {
 				if e.Outcome == "done" && e.Detail["bytes"] != "2000020" {
 					t.Errorf("the trail says %s bytes", e.Detail["bytes"])
 				}
 			}
-			if len(w.trail.events) != 2 {
-				t.Errorf("%d events in the trail, want one before and one after", len(w.trail.events))
+			if len(events) != 2 {
+				t.Errorf("%d events in the trail, want one before and one after", len(events))
 			}
 		})
 	}
