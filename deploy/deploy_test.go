@@ -316,10 +316,13 @@ func rolesReachWhatTheySay(t *testing.T, k *testenv.KubeAPIServer) {
 		if c.namespace != "" {
 			args = append(args, "-n", c.namespace)
 		}
-		out, err := k.KubectlWith(t, testenv.KubectlOptions{Kubeconfig: k.AdminKubeconfig}, args...)
-		if answer := strings.TrimSpace(out); answer != "yes" && answer != "no" || (answer == "yes") != c.ok {
-			t.Errorf("%s may %s %s in %q: %q (%v)", c.group, c.verb, c.resource, c.namespace, answer, err)
-		}
+		within(t, fmt.Sprintf("%s may %s %s in %q", c.group, c.verb, c.resource, c.namespace), func() error {
+			out, err := k.KubectlWith(t, testenv.KubectlOptions{Kubeconfig: k.AdminKubeconfig}, args...)
+			if answer := strings.TrimSpace(out); answer != "yes" && answer != "no" || (answer == "yes") != c.ok {
+				return fmt.Errorf("%q (%v)", answer, err)
+			}
+			return nil
+		})
 	}
 }
 

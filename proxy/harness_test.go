@@ -26,13 +26,14 @@ import (
 
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
 	if os.Getenv(otherSide) != "" {
 		runOtherSide()
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testenv.Main{M: m})
 }
 
 const (

@@ -239,11 +239,11 @@ func TestBackupOutlivesTimeouts(t *testing.T) {
 			t.Parallel()
 			v := newVault(t, func(s *httptest.Server) {
 				s.EnableHTTP2 = h2
-				s.Config.ReadTimeout, s.Config.WriteTimeout = 2*time.Second, 3*time.Second
+				s.Config.ReadTimeout, s.Config.WriteTimeout = 5*time.Second, 5*time.Second // a slow machine needs some of it to connect
 			})
 			v.store.Read(func(keys []string) error {
 				if strings.HasPrefix(keys[0], "a/") {
-					time.Sleep(80 * time.Millisecond) // four seconds in all
+					time.Sleep(130 * time.Millisecond) // more than six seconds in all
 				}
 				return nil
 			})

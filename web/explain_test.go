@@ -13,7 +13,7 @@ func TestExplainPage(t *testing.T) {
 	m := person("bob", 2*time.Hour)
 	m.Reason = "on <call>"
 	h.create("platform", m, directoryGroup("corp:devs"))
-	h.create("short", person("bob", 50*time.Second))
+	h.create("short", person("bob", 4*time.Minute))
 	admin, bob := h.as("carol"), h.as("bob")
 	for _, c := range []struct {
 		who    *browser

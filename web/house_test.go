@@ -26,9 +26,10 @@ import (
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store/bolt"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 const (
 	password  = "corréct horse & <battery>"
@@ -165,6 +166,12 @@ func (m *memory) AppendAll(_ context.Context, events []audit.Event) error {
 	return nil
 }
 
+func (m *memory) count() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.events)
+}
+
 // house is a Tabard without its provider: real store, idp and groups.
 type house struct {
 	*httptest.Server
@@ -195,7 +202,7 @@ func newHouse(t *testing.T, redirectURIs ...string) *house {
 		},
 		Clients: []idp.ClientConfig{{ID: "headlamp", Cluster: "prod", Secret: "s3cret", RedirectURIs: []string{"https://headlamp.corp.example/cb"}, PostLogoutRedirectURIs: []string{"https://headlamp.corp.example/bye"}}},
 	}
-	cfg.Tokens.SigningAlgorithm = "ES256"
+	cfg.Tokens.SigningAlgorithm, cfg.Tokens.MinLifetime = "ES256", 5*time.Minute
 	cfg.SetDefaults()
 	must(t, cfg.Validate())
 	h := &house{t: t, trail: &memory{}}

@@ -50,7 +50,7 @@ func TestOtherSitesCannotPost(t *testing.T) {
 	h := newHouse(t)
 	h.create("platform", person("bob", 0))
 	b := h.as("carol")
-	before := len(h.trail.events)
+	before := h.trail.count()
 	form := url.Values{"username": {"carol"}, "password": {password}, "name": {"new"}, "kind": {"person"}, "who": {"alice"}, "id": {"corp.id-bob"}, "decision": {"allow"}}
 	for _, rt := range h.site.routes() {
 		if rt.method != "POST" {
@@ -69,7 +69,7 @@ func TestOtherSitesCannotPost(t *testing.T) {
 			}
 		}
 	}
-	if after := len(h.trail.events); after != before {
+	if after := h.trail.count(); after != before {
 		t.Errorf("%d acts were done", after-before)
 	}
 	want(t, b.post("/groups", url.Values{"name": {"new"}}, "Sec-Fetch-Site", "same-origin", "Origin", h.URL), 303)

@@ -184,7 +184,11 @@ func TestFaults(t *testing.T) {
 				tc.fault(w, r)
 			})
 			f.fault.Store(&fault)
-			code, out, errs := f.run("get-token", "--cluster", "prod", "--timeout", "2s")
+			timeout := "1m"
+			if name == "hang" {
+				timeout = "2s"
+			}
+			code, out, errs := f.run("get-token", "--cluster", "prod", "--timeout", timeout)
 			if code != tc.code || out != "" || !strings.Contains(errs, tc.words) || strings.Contains(errs, "Password") {
 				t.Errorf("exit %d: %s%s", code, out, errs)
 			}

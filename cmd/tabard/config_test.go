@@ -44,9 +44,14 @@ func writeConfig(t testing.TB, text string) string {
 	return path
 }
 
+// writeFile puts a file there whole: a server that watches it never reads a half.
 func writeFile(t testing.TB, path, text string, mode os.FileMode) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+	err := os.WriteFile(path+"~", []byte(text), mode)
+	if err == nil {
+		err = os.Rename(path+"~", path)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }

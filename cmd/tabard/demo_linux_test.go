@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"unsafe"
 )
 
@@ -44,9 +45,11 @@ func TestDemoProgress(t *testing.T) {
 			t.Errorf("the line %q is too long", line)
 		}
 	}
-	if failed := errors.New("no"); !errors.Is(s.during("Quick", func(func(string)) error { return failed }), failed) {
-		t.Error("the error of a step is lost")
-	}
+	synctest.Test(t, func(t *testing.T) { // where it takes no time at all
+		if failed := errors.New("no"); !errors.Is(s.during("Quick", func(func(string)) error { return failed }), failed) {
+			t.Error("the error of a step is lost")
+		}
+	})
 	s.say("%s", s.strong("kubectl"))
 	until("\x1b[1;36mkubectl\x1b[0m")
 	if strings.Contains(shown.String(), "Quick") {

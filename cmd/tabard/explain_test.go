@@ -28,6 +28,7 @@ directories:
   bindPassword: %q
   users: {baseDN: "ou=people,dc=example,dc=org"}
   groups: {baseDN: "ou=groups,dc=example,dc=org", exclude: ["*-old"]}
+tokens: {minLifetime: 5m}
 clusters:
 - {name: prod, clientID: kubernetes, requireGroups: [platform], groups: {include: ["corp:all-*", "*"], exclude: [night]}}
 `
@@ -71,7 +72,7 @@ team                 alice → team, added by operator at TIME: joins           
 LEFT OUT             RULE                                                      WHAT
 corp:devs            not in clusters[prod].groups.include                      cn=devs,ou=groups,dc=example,dc=org
 corp:devs-old        groups.exclude[0] *-old                                   cn=devs-old,ou=groups,dc=example,dc=org
-late                 ends at TIME: less than tokens.minLifetime (1m0s) is left alice → late
+late                 ends at TIME: less than tokens.minLifetime (5m0s) is left alice → late
 night                clusters[prod].groups.exclude[0] night                    alice → night
 
 QUERY                TIME                                                      ENTRIES BASE FILTER
@@ -97,7 +98,7 @@ func TestExplain(t *testing.T) {
 	}
 	do(exitDone, "groups", "add", "platform", "alice", "--until", "8h", "--reason", "on call")
 	do(exitDone, "groups", "add", "platform", "--group", "corp:devs")
-	do(exitDone, "groups", "add", "late", "alice", "--until", "50s")
+	do(exitDone, "groups", "add", "late", "alice", "--until", "4m")
 	do(exitDone, "groups", "add", "night", "alice")
 	do(exitDone, "groups", "add", "team", "alice", "--reason", "joins")
 	do(exitDone, "groups", "add", "platform", "--local-group", "team")

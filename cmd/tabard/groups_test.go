@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/tabard-id/tabard/internal/api"
 	"github.com/tabard-id/tabard/internal/store"
+	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
@@ -113,11 +115,13 @@ func TestGroupsCommands(t *testing.T) {
 // What export writes apply leaves as it is, also after a rename, with an ended membership
 // and with somebody who left the directory.
 func TestExportApply(t *testing.T) {
-	do := doing(t, groupsConfig(t))
+	config := groupsConfig(t)
+	do := doing(t, config)
 	dir := t.TempDir()
 	file := filepath.Join(dir, "groups.yaml")
-	end := time.Now().Add(10 * time.Second) // of bob's membership; it is applied before
-	writeFile(t, file, fmt.Sprintf(`# whoever reads this
+	end, ended := time.Date(2999, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(2001, 1, 1, 0, 0, 0, 0, time.UTC) // of bob's membership
+	text := func(end time.Time) string {
+		return fmt.Sprintf(`# whoever reads this
 name: platform
 description: "runs: it"
 labels: {from: git, "tier": "1"}
@@ -134,13 +138,16 @@ name: leads
 labels: {from: git}
 members:
 - {person: corp.0191d9e0-93aa-7bbb-8ccc-123456789abc, name: gone, begin: 2026-01-01T00:00:00+01:00}
-`, end.UTC().Format(time.RFC3339Nano)), 0o600)
+`, end.Format(time.RFC3339))
+	}
+	writeFile(t, file, text(end), 0o600)
 	says(t, do(exitDiffer, "groups", "apply", file, "--dry-run"), "+ group platform", "+ group leads", "+ group platform: directory group corp:devs", "would be: 2 groups created, 4 members added")
 	if got := do(exitDone, "groups", "list"); strings.Contains(got, "platform") {
 		t.Errorf("a dry run wrote\n%s", got)
 	}
 	says(t, do(exitDone, "groups", "apply", file), "+ group platform: person bob", "\n2 groups created, 4 members added")
-	time.Sleep(time.Until(end) + 100*time.Millisecond)
+	passes(t, filepath.Join(filepath.Dir(config), "tabard.db"), end, ended)
+	writeFile(t, file, text(ended), 0o600)
 	exported := do(exitDone, "groups", "export")
 	for range 2 {
 		says(t, do(exitDone, "groups", "apply", dir, "--dry-run"), "nothing to change")
@@ -171,6 +178,31 @@ members:
 	says(t, do(exitFailed, "groups", "apply", file), `names "nobody"`)
 	writeFile(t, file, "name: corp:x\n---\nname: system:y\n", 0o600)
 	says(t, do(exitFailed, "groups", "apply", file), "corp:", "system:")
+}
+
+// passes lets the one membership in the store that ends at end have ended, which no
+// command would take.
+func passes(t *testing.T, path string, end, ended time.Time) {
+	t.Helper()
+	st, err := bolt.Open(bolt.Config{Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	stored := func(at time.Time) []byte { return binary.BigEndian.AppendUint64(nil, uint64(at.UnixMicro())) }
+	entries, _, err := st.List(t.Context(), "groups/m/", "", store.MaxList)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ops []store.Op
+	for _, e := range entries {
+		if bytes.Contains(e.Value, stored(end)) {
+			ops = append(ops, store.Op{Key: e.Key, Value: bytes.Replace(e.Value, stored(end), stored(ended), 1)})
+		}
+	}
+	if _, err := st.Txn(t.Context(), nil, ops); err != nil || len(ops) != 1 {
+		t.Fatal(len(ops), err)
+	}
 }
 
 func TestGroupFileMistakes(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
 // TestMain is the command itself in a process that a test starts with
@@ -16,7 +18,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv("TEST_COMMAND") != "" {
 		main()
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testenv.Main{M: m})
 }
 
 func parseCert(t testing.TB, path string) *x509.Certificate {
