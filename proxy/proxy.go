@@ -285,7 +285,7 @@ func (p *Proxy) idle(ctx context.Context) bool {
 	return true
 }
 
-// Close cuts every stream, waits up to two seconds for what is under way, so that its end
+// Close cuts every stream, waits up to five seconds for what is under way, so that its end
 // is in the trail, writes what the trail has not yet, and ends all that New and Use
 // started. Nothing is forwarded afterwards.
 func (p *Proxy) Close() {
@@ -298,7 +298,7 @@ func (p *Proxy) Close() {
 	p.streams.drain(p.Now())
 	p.streams.cutIf(p.Now(), func(*stream) string { return "the server stops" })
 	p.streams.kill(p.Now())
-	ctx, cancel := context.WithTimeout(context.Background(), 2*cutGrace)
+	ctx, cancel := context.WithTimeout(context.Background(), cutGrace)
 	defer cancel()
 	if !p.idle(ctx) {
 		p.Log.Warn("requests were still under way at the end: the trail may lack how they ended")

@@ -16,7 +16,7 @@ import (
 const (
 	lookEvery   = time.Second            // how often what is open is looked at
 	lookTime    = 700 * time.Millisecond // for all of it; what was not reached is cut
-	cutGrace    = time.Second            // how long a stream that was cut may take to end by itself
+	cutGrace    = 5 * time.Second        // how long a stream that was cut may take to end by itself, cleanly, on a busy machine too
 	forgetEvery = 30                     // looks between two times that limits are tidied up
 )
 

@@ -63,7 +63,7 @@ func profile(t testing.TB) string {
 		t.Fatalf("make a folder for Chromium: %v", err)
 	}
 	t.Cleanup(func() {
-		for range 200 {
+		for range 1200 {
 			if err = os.RemoveAll(dir); err == nil {
 				return
 			}
