@@ -22,7 +22,7 @@ const maxLogin = 256 // bytes
 // means the directory (or Active Directory domain) NAME alone. It fails with
 // ErrNotFound, ErrAmbiguous, ErrUnusable or ErrUnavailable.
 func (d *Directory) Find(ctx context.Context, login string) (Person, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	p, err := d.find(ctx, login)
 	if err != nil {
@@ -100,7 +100,7 @@ func (d *Directory) own(ctx context.Context, login string) (string, error) {
 // Lookup returns the person with an immutable id, as Person.ID holds it. It
 // fails with ErrNotFound, ErrAmbiguous, ErrUnusable or ErrUnavailable.
 func (d *Directory) Lookup(ctx context.Context, id string) (Person, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	p, err := d.lookup(ctx, id)
 	if err != nil {
