@@ -325,8 +325,10 @@ func (d *Directory) lockIsOver(ctx context.Context, p *Person, now time.Time) bo
 	return p.State == Locked && !p.lockedSince.IsZero() && p.outlasts(d.lockLasts(ctx, p.policyDN), now)
 }
 
+// outlasts says whether a lock that lasts so long has run out, also by the server's
+// clock, which goes by whole seconds and may be a little behind.
 func (p *Person) outlasts(lock time.Duration, now time.Time) bool {
-	return lock > 0 && now.Sub(p.lockedSince) > lock
+	return lock > 0 && now.Sub(p.lockedSince) > lock+time.Second
 }
 
 // lockLasts is the pwdLockoutDuration of a policy, or of the directory's where that
