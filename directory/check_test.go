@@ -77,7 +77,7 @@ func shows(t *testing.T, ca *parts.CA, name string) (address string) {
 		t.Fatal(err)
 	}
 	return broken(t, func(c net.Conn) {
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		_ = tls.Server(c, &tls.Config{Certificates: []tls.Certificate{pair}}).Handshake()
 	})
 }
