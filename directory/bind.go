@@ -26,7 +26,7 @@ func (d *Directory) Bind(ctx context.Context, dn, password string) error {
 	if dn == "" || password == "" {
 		return ErrInvalidCredentials // an empty password is an anonymous bind, which succeeds
 	}
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	err := d.bind(ctx, dn, password)
 	if errors.Is(err, ErrLost) && !d.several() {

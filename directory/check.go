@@ -118,7 +118,7 @@ func (p *probe) close() {
 
 // connect dials the host and secures the connection.
 func (p *probe) connect(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, hostTime)
+	ctx, cancel := context.WithTimeout(ctx, p.d.hostTime)
 	defer cancel()
 	port := map[string]string{"ldap": "389", "ldaps": "636"}[p.url.Scheme]
 	raw, err := (&net.Dialer{}).DialContext(ctx, "tcp", net.JoinHostPort(p.url.Hostname(), cmp.Or(p.url.Port(), port)))
@@ -154,7 +154,7 @@ func (p *probe) connect(ctx context.Context) {
 
 // within runs op, which talks on p's connection, until ctx or hostTime ends.
 func (p *probe) within(ctx context.Context, op func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, hostTime)
+	ctx, cancel := context.WithTimeout(ctx, p.d.hostTime)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	p.raw.SetDeadline(deadline)
@@ -249,7 +249,7 @@ func (p *probe) clock(told string) {
 
 // count counts entries, as far as that is reasonable.
 func (d *Directory) count(ctx context.Context, what, key, base, filter string) Check {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	found, err := d.search(ctx, query{base: base, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: []string{"1.1"}, limit: maxCounted})
 	switch {
@@ -284,7 +284,7 @@ func (d *Directory) timeSearches(ctx context.Context, s *schema) []Check {
 func (d *Directory) timeSearch(ctx context.Context, what, base, filter string, attributes []string) Check {
 	best := time.Duration(0)
 	for range 2 {
-		ctx, cancel := budget(ctx)
+		ctx, cancel := d.budget(ctx)
 		began := time.Now()
 		_, err := d.search(ctx, query{base: base, scope: ldap.ScopeWholeSubtree, filter: filter, attributes: []string{"1.1"}, limit: 2})
 		cancel()
@@ -295,13 +295,13 @@ func (d *Directory) timeSearch(ctx context.Context, what, base, filter string, a
 			best = took
 		}
 	}
-	return graded(what, filter, attributes, best)
+	return d.graded(what, filter, attributes, best)
 }
 
 // graded says whether a search that took that long seems to lack an index.
-func graded(what, filter string, attributes []string, took time.Duration) Check {
+func (d *Directory) graded(what, filter string, attributes []string, took time.Duration) Check {
 	shown := took.Round(100 * time.Microsecond)
-	if took > slowSearch {
+	if took > d.slowSearch {
 		return Check{GradeWarn, fmt.Sprintf("%s: %s with %s: slow; perhaps the server has no equality index for each of %s", what, shown, filter, strings.Join(attributes, ", "))}
 	}
 	return Check{GradeOK, fmt.Sprintf("%s: %s", what, shown)}

@@ -122,7 +122,7 @@ type Directory struct {
 	binds    *pool // bound as whoever signed in last; nothing is searched on them
 
 	// See the constants; tests of other things than these have more.
-	patience, searchTime, membersTime time.Duration
+	patience, callTime, searchTime, membersTime, hostTime, slowSearch time.Duration
 
 	lookupSRV func(ctx context.Context, service, proto, name string) (string, []*net.SRV, error)
 	stop      context.CancelFunc // of watching
@@ -150,7 +150,7 @@ func New(cfg Config, all ...Config) (*Directory, error) {
 		searches: newPool(maxSearches, maxSearches, idleTimeout), finds: newPool(maxBrowsers, maxBrowsers, idleTimeout),
 		lists: newPool(maxBrowsers, maxBrowsers, idleTimeout), binds: newPool(maxBinds, maxIdleBinds, bindIdle),
 		lookupSRV: net.DefaultResolver.LookupSRV,
-		patience:  patience, searchTime: searchTime, membersTime: membersTime,
+		patience:  patience, callTime: defaultBudget, searchTime: searchTime, membersTime: membersTime, hostTime: hostTime, slowSearch: slowSearch,
 		tls: &tls.Config{MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(0)},
 	}
 	for i := range all {
@@ -213,7 +213,7 @@ func (d *Directory) pools() []*pool { return []*pool{d.searches, d.finds, d.list
 // Ping says whether a host answers, lets the service account in and shows it
 // the base DNs of users and groups.
 func (d *Directory) Ping(ctx context.Context) error {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	s, err := d.schema(ctx)
 	if err != nil {
@@ -242,11 +242,11 @@ func (d *Directory) schema(ctx context.Context) (*schema, error) {
 }
 
 // budget gives ctx a deadline when it has none.
-func budget(ctx context.Context) (context.Context, context.CancelFunc) {
+func (d *Directory) budget(ctx context.Context) (context.Context, context.CancelFunc) {
 	if _, ok := ctx.Deadline(); ok {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, defaultBudget)
+	return context.WithTimeout(ctx, d.callTime)
 }
 
 // failed wraps err with the directory and what was being done.

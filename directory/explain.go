@@ -38,7 +38,7 @@ type Hidden struct {
 // and Groups do, and tells what it did. It fails as they do; the Explanation
 // then holds what was learned until then.
 func (d *Directory) Explain(ctx context.Context, loginOrID string) (Explanation, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	r := &report{paths: true}
 	ctx = context.WithValue(ctx, reportKey{}, r)

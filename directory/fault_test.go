@@ -69,9 +69,12 @@ func (h *twoHosts) open(t testing.TB, proxies ...*testenv.LDAPProxy) *Directory 
 	return d
 }
 
+// loginTime is a budget of more than people have: a good host may stand on a slow machine.
+const loginTime = 4 * defaultBudget
+
 // signIn does what a login does, within one budget.
 func signIn(ctx context.Context, d *Directory, password string) (Person, error) {
-	ctx, cancel := context.WithTimeout(ctx, defaultBudget)
+	ctx, cancel := context.WithTimeout(ctx, loginTime)
 	defer cancel()
 	p, err := d.Find(ctx, "alice")
 	if err != nil {
@@ -131,7 +134,7 @@ func TestOneHostFails(t *testing.T) {
 						t.Errorf("sign-in %d: %v", i, err)
 					}
 				}
-				if took := time.Since(began); took > 2*defaultBudget {
+				if took := time.Since(began); took > loginTime+time.Minute {
 					t.Errorf("took %s", took)
 				}
 			}
@@ -185,7 +188,11 @@ func TestOnlyHostFails(t *testing.T) {
 					fault.After, fault.Delay = round, 10*time.Millisecond
 					p.Fail(fault)
 					d := h.open(t, p)
-					right += signInsAtOnce(t, d, operations(t)/(2*boundaries))
+					within := 300 * time.Millisecond
+					if fault.Kind == testenv.Slow && round == boundaries { // with that much time all get in
+						within = time.Minute
+					}
+					right += signInsAtOnce(t, d, operations(t)/(2*boundaries), within)
 					p.Fail(testenv.LDAPFault{})
 					p.CloseAll()
 					if round == boundaries {
@@ -209,10 +216,10 @@ func TestOnlyHostFails(t *testing.T) {
 }
 
 // signInsAtOnce signs in n times at once, half of them with a wrong password,
-// within 300 ms.
-func signInsAtOnce(t *testing.T, d *Directory, n int) (right int) {
+// within some time.
+func signInsAtOnce(t *testing.T, d *Directory, n int, within time.Duration) (right int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	began := time.Now()
 	var wg sync.WaitGroup
@@ -232,8 +239,8 @@ func signInsAtOnce(t *testing.T, d *Directory, n int) (right int) {
 		})
 	}
 	wg.Wait()
-	if took := time.Since(began); took > 20*time.Second {
-		t.Errorf("took %s of 300 ms", took)
+	if took := time.Since(began); took > within+time.Minute {
+		t.Errorf("took %s of %s", took, within)
 	}
 	return right
 }
@@ -298,6 +305,7 @@ func TestLateCall(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	d := h.open(t, h.first)
+	d.patience = time.Minute // a call that took so long would say something
 	_, err := d.Find(ctx, "alice")
 	wantErr(t, "Find", err, ErrUnavailable)
 	if !d.known[0].healthy() {
@@ -354,7 +362,7 @@ func TestBindConnections(t *testing.T) {
 	h := behindProxies(t)
 	h.d.stop()
 	h.d.watching.Wait() // it reads patience, which changes below
-	h.d.patience = time.Minute
+	patient(h.d).patience = time.Minute
 	p := mustFind(t, h.d, "alice")
 	before := h.first.Accepted()
 	for i := range 10 {
@@ -367,7 +375,9 @@ func TestBindConnections(t *testing.T) {
 		t.Errorf("%d connections for 20 binds", n)
 	}
 	h.first.CloseAll()
-	waitFor(t, "the pool to see it", func() bool { return h.first.Open() == 0 })
+	waitFor(t, "the pool to see it", func() bool {
+		return !slices.ContainsFunc(h.d.binds.free, func(c *conn) bool { return !c.IsClosing() })
+	})
 	if err := h.d.Bind(t.Context(), p.DN, "pw-alice"); err != nil {
 		t.Errorf("after the server closed the connection: %v", err)
 	}
@@ -394,21 +404,27 @@ func TestServiceRefusalIsRemembered(t *testing.T) {
 	cfg.BindPassword = "wrong"
 	d := open(t, cfg)
 	d.patience = time.Minute
-	for range 20 {
+	began := time.Now()
+	for i := range 20 {
 		err := d.Ping(t.Context())
 		wantErr(t, "Ping", err, ErrUnavailable)
 		wantErr(t, "Ping", err, errServiceBind)
+		if i > 0 {
+			continue
+		}
+		d.mu.Lock()
+		if until := d.refusedUntil; until.Before(began.Add(firstRefusal)) || until.After(time.Now().Add(firstRefusal)) {
+			t.Errorf("asked at %s, remembered until %s", began, until)
+		}
+		d.refusedUntil = began.Add(time.Hour) // however long the others take
+		d.mu.Unlock()
 	}
 	if first, second := h.first.Requests()["bindRequest"], h.second.Requests()["bindRequest"]; first != 1 || second != 0 {
 		t.Errorf("the password was sent %d and %d times", first, second)
 	}
 	d.mu.Lock()
-	left := time.Until(d.refusedUntil)
 	d.refusedUntil = time.Now() // the time is over
 	d.mu.Unlock()
-	if left < firstRefusal-10*time.Second || left > firstRefusal {
-		t.Errorf("remembered for %s", left)
-	}
 	wantErr(t, "Ping", d.Ping(t.Context()), errServiceBind)
 	if n := h.first.Requests()["bindRequest"]; n != 2 || d.refusalTime != 2*firstRefusal {
 		t.Errorf("sent %d times, remembered for %s", n, d.refusalTime)
@@ -464,6 +480,8 @@ func TestSRV(t *testing.T) {
 	cfg.URLs, cfg.SRV = nil, "corp.example"
 	newSRV := func(cfg Config) *Directory {
 		d := open(t, cfg)
+		d.stop() // else its checks ask DNS as well
+		d.watching.Wait()
 		d.lookupSRV = func(_ context.Context, service, proto, name string) (string, []*net.SRV, error) {
 			asked = append(asked, "_"+service+"._"+proto+"."+name)
 			return "", records, fails

@@ -21,7 +21,7 @@ const (
 // an error, never a part of them: more than 5,000 groups, or groups nested
 // deeper than groups.maxDepth, are an error.
 func (d *Directory) Groups(ctx context.Context, p Person) ([]Group, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	s, err := d.schema(ctx)
 	if err != nil {

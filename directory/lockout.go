@@ -53,7 +53,7 @@ func (d *Directory) Lockout(ctx context.Context) (Lockout, error) {
 		return m.lockout, m.err
 	}
 	// Others use the answer as well, so it does not end with who asked first.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultBudget)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.callTime)
 	defer cancel()
 	lockout, err := d.readLockout(ctx)
 	known := !m.until.IsZero() && m.err == nil

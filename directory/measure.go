@@ -49,7 +49,7 @@ func (d *Directory) Measure(ctx context.Context, login string) ([]Measurement, e
 }
 
 func (d *Directory) measure(ctx context.Context, s *schema, strategy Nested, p Person) Measurement {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	r := &report{}
 	began := time.Now()
@@ -82,7 +82,7 @@ const maxNames = 50_000
 // may make one name of two. It reads every group, and fails when there are more
 // than 50,000 or the server does not show all.
 func (d *Directory) DuplicateNames(ctx context.Context) ([]string, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	s, err := d.schema(ctx)
 	if err != nil {

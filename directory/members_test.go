@@ -27,7 +27,7 @@ type tree struct {
 
 func readTree(t *testing.T, d *Directory) tree {
 	t.Helper()
-	ctx, cancel := budget(t.Context())
+	ctx, cancel := d.budget(t.Context())
 	defer cancel()
 	s, err := d.schema(ctx)
 	if err != nil {
@@ -97,7 +97,7 @@ func (tr tree) leads(path []string, name string, p Person) bool {
 // group, and returns how many memberships there are, and how many of those nested.
 func wantAgreement(t *testing.T, d *Directory) (all, nested int) {
 	t.Helper()
-	tr := readTree(t, patient(d))
+	tr := readTree(t, d)
 	in := map[string]map[string]bool{}
 	for _, p := range tr.people {
 		groups, err := d.Groups(unhurried(t), p)
@@ -278,7 +278,6 @@ func TestManyMembers(t *testing.T) {
 
 func wantMany(t *testing.T, d *Directory, group string, want int) {
 	t.Helper()
-	patient(d)
 	m, err := d.Members(unhurried(t), group, 0)
 	if err != nil || len(m.People) != want || m.More || m.Unreadable != 0 {
 		t.Fatalf("%d of %d people, more %v, %d unreadable, %v", len(m.People), want, m.More, m.Unreadable, err)

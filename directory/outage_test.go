@@ -27,7 +27,7 @@ func TestHosts(t *testing.T) {
 		} {
 			t.Run(name+", "+kind, func(t *testing.T) {
 				d := open(t, cfg)
-				ctx, cancel := context.WithTimeout(t.Context(), defaultBudget)
+				ctx, cancel := context.WithTimeout(t.Context(), loginTime)
 				defer cancel()
 				p, err := d.Find(ctx, "alice") // from here on there is a pooled connection
 				if err != nil {
@@ -37,7 +37,7 @@ func TestHosts(t *testing.T) {
 				if kind == "plaintext" && name == "never answers" {
 					return // there the bind itself is what is never answered
 				}
-				bindCtx, cancelBind := context.WithTimeout(t.Context(), defaultBudget)
+				bindCtx, cancelBind := context.WithTimeout(t.Context(), loginTime)
 				defer cancelBind()
 				if err := d.Bind(bindCtx, p.DN, "pw-alice"); err != nil {
 					t.Error(err)
@@ -46,7 +46,7 @@ func TestHosts(t *testing.T) {
 			t.Run(name+", alone, "+kind, func(t *testing.T) {
 				cfg.URLs = cfg.URLs[:1]
 				d := open(t, cfg)
-				ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 				defer cancel()
 				_, err := d.Find(ctx, "alice")
 				wantErr(t, "Find", err, ErrUnavailable)
@@ -97,6 +97,8 @@ func TestBrokenConnectionIsReplacedOnce(t *testing.T) {
 	s.AddLDIF(t, testenv.SampleLDIF())
 	r := startRelay(t, strings.TrimPrefix(s.URL, "ldap://"))
 	d := open(t, with(slapdConfig(s), func(c *Config) { c.URLs, c.InsecurePlaintext = []string{"ldap://" + r.address}, true }))
+	d.stop() // a check would be cut, and make connections of its own
+	d.watching.Wait()
 	p := mustFind(t, d, "alice")
 	r.cuts.Store(1)
 	if _, err := d.Lookup(t.Context(), p.ID); err != nil {

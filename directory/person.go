@@ -22,7 +22,7 @@ const maxLogin = 256 // bytes
 // means the directory (or Active Directory domain) NAME alone. It fails with
 // ErrNotFound, ErrAmbiguous, ErrUnusable or ErrUnavailable.
 func (d *Directory) Find(ctx context.Context, login string) (Person, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	p, err := d.find(ctx, login)
 	if err != nil {
@@ -100,7 +100,7 @@ func (d *Directory) own(ctx context.Context, login string) (string, error) {
 // Lookup returns the person with an immutable id, as Person.ID holds it. It
 // fails with ErrNotFound, ErrAmbiguous, ErrUnusable or ErrUnavailable.
 func (d *Directory) Lookup(ctx context.Context, id string) (Person, error) {
-	ctx, cancel := budget(ctx)
+	ctx, cancel := d.budget(ctx)
 	defer cancel()
 	p, err := d.lookup(ctx, id)
 	if err != nil {
@@ -325,8 +325,10 @@ func (d *Directory) lockIsOver(ctx context.Context, p *Person, now time.Time) bo
 	return p.State == Locked && !p.lockedSince.IsZero() && p.outlasts(d.lockLasts(ctx, p.policyDN), now)
 }
 
+// outlasts says whether a lock that lasts so long has run out, also by the server's
+// clock, which goes by whole seconds and may be a little behind.
 func (p *Person) outlasts(lock time.Duration, now time.Time) bool {
-	return lock > 0 && now.Sub(p.lockedSince) > lock
+	return lock > 0 && now.Sub(p.lockedSince) > lock+time.Second
 }
 
 // lockLasts is the pwdLockoutDuration of a policy, or of the directory's where that

@@ -57,7 +57,7 @@ func sambaTree(t *testing.T) *testenv.Samba {
 func TestActiveDirectory(t *testing.T) {
 	t.Parallel()
 	s := sambaTree(t)
-	d := patient(open(t, sambaConfig(s)))
+	d := open(t, sambaConfig(s))
 	if err := d.Ping(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -208,7 +208,7 @@ func membersInAD(t *testing.T, s *testenv.Samba) {
 			})
 		}
 	}
-	d := patient(open(t, sambaConfig(s)))
+	d := open(t, sambaConfig(s))
 	m, err := d.Members(t.Context(), "corp:circle", 0)
 	in := func(cn string) string { return "CN=" + cn + ",OU=Groups," + s.BaseDN }
 	if want := []Member{{mustFind(t, d, "jane"), []string{in("circle"), in("company"), in("dept"), in("team")}}}; err != nil || !reflect.DeepEqual(m.People, want) {
@@ -357,7 +357,7 @@ func groupsInAD(t *testing.T, s *testenv.Samba) {
 		}
 	})
 	t.Run("a primary group that moves", func(t *testing.T) {
-		d := patient(open(t, sambaConfig(s)))
+		d := open(t, sambaConfig(s))
 		wantGroups(t, d, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")
 		s.AddLDIF(t, "dn: CN=primary,OU=Groups,DC=corp,DC=example\nchangetype: moddn\nnewrdn: CN=moved\ndeleteoldrdn: 1\n\n")
 		wantGroups(t, d, "bob", "corp:Domain Users", "corp:Users", "corp:above-primary", "corp:bobs", "corp:primary")

@@ -118,7 +118,7 @@ func TestRanges(t *testing.T) {
 	q := query{base: "DC=corp", scope: ldap.ScopeWholeSubtree, filter: "(cn=g)", attributes: []string{"cn", "member"}, limit: 10}
 	for _, tc := range []struct{ values, step int }{{1, 1500}, {1500, 1500}, {1501, 1500}, {20_000, 1500}, {7, 1}} {
 		d := open(t, startWindows(t, &windows{values: tc.values, step: tc.step}).config())
-		ctx, cancel := budget(t.Context())
+		ctx, cancel := d.budget(t.Context())
 		found, err := d.search(ctx, q)
 		cancel()
 		if err != nil || len(found) != 1 {
@@ -140,7 +140,7 @@ func TestRanges(t *testing.T) {
 		"backwards": {values: 10, step: 3, breaks: "backwards"},
 	} {
 		d := open(t, startWindows(t, w).config())
-		ctx, cancel := budget(t.Context())
+		ctx, cancel := d.budget(t.Context())
 		found, err := d.search(ctx, q)
 		cancel()
 		if err == nil || found != nil {
@@ -154,7 +154,7 @@ func TestRanges(t *testing.T) {
 func TestReferral(t *testing.T) {
 	w := startWindows(t, &windows{})
 	d := open(t, w.config())
-	ctx, cancel := budget(t.Context())
+	ctx, cancel := d.budget(t.Context())
 	defer cancel()
 	if _, err := d.schema(ctx); err != nil {
 		t.Fatal(err)

@@ -25,6 +25,7 @@ func slapdConfig(s *testenv.Slapd) Config {
 	return Config{Name: "corp", Type: TypeLDAP, URLs: []string{s.TLSURL}, CAFile: s.CAFile, BindDN: s.BindDN, BindPassword: s.BindPassword}
 }
 
+// open has more time than people do: a machine may be slow.
 func open(t *testing.T, cfg Config, all ...Config) *Directory {
 	t.Helper()
 	d, err := New(cfg, all...)
@@ -32,7 +33,7 @@ func open(t *testing.T, cfg Config, all ...Config) *Directory {
 		t.Fatal(err)
 	}
 	t.Cleanup(d.Close)
-	return d
+	return patient(d)
 }
 
 // with returns cfg after change.
@@ -48,9 +49,10 @@ func unhurried(t *testing.T) context.Context {
 	return ctx
 }
 
-// patient gives d's searches more time than people have, and returns it.
+// patient gives d's calls more time than people have, before it is used, and returns it.
 func patient(d *Directory) *Directory {
-	d.searchTime, d.membersTime = 2*time.Minute, 2*time.Minute
+	const long = 2 * time.Minute
+	d.callTime, d.searchTime, d.membersTime, d.hostTime, d.slowSearch = long, long, long, long, long
 	return d
 }
 

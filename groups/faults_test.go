@@ -165,13 +165,20 @@ func TestBehind(t *testing.T) {
 	h.add("other", person("bob"))
 	before := h.inStore()
 	ctx, cancel := context.WithCancel(t.Context())
-	h.trail.setFail(func(e audit.Event) error {
-		if e.Outcome == audit.Intended {
-			cancel()
+	behind := make(chan error, 1)
+	go func() { _, err := h.Add(ctx, admin, "team", 0, person("bob")); behind <- err }()
+	eventually(t, "it to wait", func() bool {
+		h.lanes.mu.Lock()
+		defer h.lanes.mu.Unlock()
+		for _, l := range h.lanes.open {
+			if len(l.waiting) == 1 {
+				return true
+			}
 		}
-		return nil
+		return false
 	})
-	if _, err := h.Add(ctx, admin, "team", 0, person("bob")); !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnknown) {
+	cancel()
+	if err := <-behind; !errors.Is(err, context.Canceled) || errors.Is(err, ErrUnknown) {
 		t.Errorf("add behind one that hangs: %v", err)
 	}
 	if !maps.Equal(before, h.inStore()) {

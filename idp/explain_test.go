@@ -55,6 +55,7 @@ func TestExplain(t *testing.T) {
 	})
 	h.hire(h.corp, "alice", aliceID, boss, "corp:hidden", "corp:k8s-old", "system:masters", "stray")
 	sub := "corp." + aliceID
+	h.clock.pass(time.Hour) // the ends below are not past by the groups' own clock
 	h.join("platform", groups.KindPerson, sub, 0)
 	h.join("platform", groups.KindDirectoryGroup, boss, time.Hour)
 	h.join("oncall", groups.KindPerson, sub, 30*time.Second) // minLifetime is a minute

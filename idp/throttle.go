@@ -203,7 +203,7 @@ func (s *Service) reserve(ctx context.Context, d Directory, key string) (*attemp
 func (a *attempt) reserve(ctx context.Context) error {
 	for race := range maxRaces {
 		done := false
-		err := a.writing(ctx, func() (err error) {
+		err := a.writing(ctx, a.key, func() (err error) {
 			done, err = a.reserveOnce(ctx, race == 0 && !a.Alone)
 			return err
 		})
@@ -253,10 +253,11 @@ func (a *attempt) reserveOnce(ctx context.Context, recall bool) (done bool, err 
 	return err == nil, err
 }
 
-// writing lets one of this node's tries of the account at a time read and write the
-// record, in f: they would only meet in conflicts, and run out of tries to write.
-func (a *attempt) writing(ctx context.Context, f func() error) error {
-	key := a.key + "/write"
+// writing lets one of this node's tries at a time read and write the record at key, of
+// an account or an address, in f: they would only meet in conflicts, and run out of tries
+// to write.
+func (a *attempt) writing(ctx context.Context, key string, f func() error) error {
+	key += "/write"
 	if err := a.turns.enter(ctx, key, func() (int, error) { return 1, nil }); err != nil {
 		return err
 	}
@@ -339,7 +340,13 @@ func (a *attempt) end(ctx context.Context, wrong bool) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), loginBudget)
 	defer cancel()
-	err := a.writing(ctx, func() error { return a.endReserved(ctx, wrong) })
+	write := func() error { return a.endReserved(ctx, wrong) }
+	err := a.writing(ctx, a.key, func() error {
+		if !wrong || a.address == "" {
+			return write()
+		}
+		return a.writing(ctx, addressKey(a.address), write)
+	})
 	if err == nil {
 		return
 	}
@@ -391,7 +398,7 @@ func (a *attempt) commit(ctx context.Context, conds []store.Cond, ops []store.Op
 	if !a.reserved {
 		return a.txn(ctx, conds, ops)
 	}
-	err = a.writing(ctx, func() error {
+	err = a.writing(ctx, a.key, func() error {
 		revision, err = a.commitReserved(ctx, conds, ops)
 		return err
 	})

@@ -352,9 +352,11 @@ func TestThrottleOfAnAddress(t *testing.T) {
 	wantErr(t, from("2001:db8::1", 0), ErrCredentials)
 }
 
-// Many guesses at once from one address, each of another name.
+// Many guesses at once from one address, each of another name, with a store that takes
+// its time: the tries meet, and none may lose count.
 func TestThrottleOfAnAddressAtOnce(t *testing.T) {
 	h, d, _ := guarded(t, threshold5, 1)
+	h.store.Before(func([]string) error { time.Sleep(100 * time.Millisecond); return nil })
 	all(100, func(i int) { h.guess(fmt.Sprint("name", i), "wrong") })
 	if n := d.arrived(); n > 25 {
 		t.Errorf("%d binds", n)

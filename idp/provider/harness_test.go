@@ -132,13 +132,14 @@ type house struct {
 	counts counts
 	ci     *ecdsa.PrivateKey // of the client ci
 	trail  string            // its folder
-	ahead  atomic.Int64      // how far the service's clock has been moved, in nanoseconds
+	began  time.Time         // what the service's clock showed at first
+	ahead  atomic.Int64      // how far it has been moved, in nanoseconds; it stands still else
 }
 
 // pass moves the service's clock on.
 func (h *house) pass(d time.Duration) { h.ahead.Add(int64(d)) }
 
-func (h *house) now() time.Time { return time.Now().Add(time.Duration(h.ahead.Load())) }
+func (h *house) now() time.Time { return h.began.Add(time.Duration(h.ahead.Load())) }
 
 // jwksOf is the public half of key as a JWKS.
 func jwksOf(t testing.TB, key *ecdsa.PrivateKey) string {
@@ -153,7 +154,7 @@ func jwksOf(t testing.TB, key *ecdsa.PrivateKey) string {
 // assertion is one of the client ci, with the pairs put over its claims.
 func (h *house) assertion(pairs ...any) string {
 	h.t.Helper()
-	now := time.Now().Unix()
+	now := h.now().Unix()
 	claims := map[string]any{"iss": "ci", "sub": "ci", "aud": h.srv.URL, "exp": now + 60, "iat": now, "jti": rand.Text()}
 	for i := 0; i+1 < len(pairs); i += 2 {
 		claims[pairs[i].(string)] = pairs[i+1]
@@ -197,7 +198,7 @@ func newHouse(t testing.TB) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, corp: &corp{}, log: &logLines{}, ci: key}
+	h := &house{t: t, corp: &corp{}, log: &logLines{}, ci: key, began: time.Now()}
 	handler := http.Handler(http.NotFoundHandler())
 	h.srv = httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := audit.WithOrigin(r.Context(), audit.Origin{Address: "192.0.2.7", RequestID: requestID})
@@ -266,6 +267,12 @@ func (c *counts) add(cluster, result string) {
 		c.n = map[string]int{}
 	}
 	c.n[cluster+" "+result]++
+}
+
+func (c *counts) of(cluster, result string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n[cluster+" "+result]
 }
 
 // errorPage stands in for the pages of web.

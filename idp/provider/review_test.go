@@ -78,8 +78,8 @@ func TestReviewAnswersInItsVersion(t *testing.T) {
 	if beta.APIVersion != v1beta1 || !beta.Status.Authenticated || beta.Status.User.Username != "alice" || beta.Status.Audiences != nil {
 		t.Errorf("%d %s", b.status, b.body)
 	}
-	if h.counts.n["prod good"] != 2 {
-		t.Errorf("counted %v", h.counts.n)
+	if n := h.counts.of("prod", "good"); n != 2 {
+		t.Errorf("counted %d", n)
 	}
 }
 
@@ -167,8 +167,8 @@ func TestReviewInTrouble(t *testing.T) {
 	h.refuses(token)
 	h.store.Read(func([]string) error { return fmt.Errorf("%w: disk on fire", store.ErrUnknown) })
 	a := h.review(v1, token)
-	if a.status != http.StatusServiceUnavailable || strings.Contains(a.body, "fire") || a.header.Get("Retry-After") != "" || h.counts.n["prod failed"] != 1 {
-		t.Errorf("%d %v %s, counted %v", a.status, a.header, a.body, h.counts.n)
+	if a.status != http.StatusServiceUnavailable || strings.Contains(a.body, "fire") || a.header.Get("Retry-After") != "" || h.counts.of("prod", "failed") != 1 {
+		t.Errorf("%d %v %s, counted %d", a.status, a.header, a.body, h.counts.of("prod", "failed"))
 	}
 	h.store.Read(func([]string) error { return fmt.Errorf("disk on fire") })
 	if a := h.review(v1, token); a.status != http.StatusInternalServerError || !strings.Contains(h.log.text(), "disk on fire") {

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/go-jose/go-jose/v4/jwt"
@@ -179,7 +178,7 @@ func (h *house) wrongClients() alike {
 		secret("headlamp", "client_secret", "wrong"), secret("headlamp"), secret("nobody", "client_secret", "x"), secret("nobody"),
 		secret("kubernetes", "client_secret", "x"), secret("ci", "client_secret", "x"), secret("ci"),
 		h.post("/token", with(nil, "Authorization", basic("headlamp", "wrong")), "grant_type", "refresh_token", "refresh_token", "x"),
-		proof("a.b.c", "ci"), proof(h.assertion("aud", "https://evil.test"), "ci"), proof(h.assertion("exp", time.Now().Unix()-61), "ci"),
+		proof("a.b.c", "ci"), proof(h.assertion("aud", "https://evil.test"), "ci"), proof(h.assertion("exp", h.now().Unix()-61), "ci"),
 		proof(twice, "ci"), proof(h.assertion(), "headlamp"), proof(h.assertion(), "nobody"), proof(h.assertion("sub", "nobody"), "ci"),
 	}}
 }
