@@ -406,8 +406,8 @@ func TestRefreshFaults(t *testing.T) {
 	}{
 		{name: "one 503, then good", faults: 1},
 		{name: "always 503", token: status(503, `{"error":"temporarily_unavailable"}`), temporary: true},
-		{name: "always 503 while the old token lives", token: status(503, ""), left: 20 * time.Second},
-		{name: "hang", token: hang, deadline: 300 * time.Millisecond, temporary: true},
+		{name: "always 503 while the old token lives", token: status(503, ""), left: time.Hour},
+		{name: "hang", token: hang, deadline: 2 * time.Second, temporary: true},
 		{name: "invalid_grant", token: status(400, `{"error":"invalid_grant"}`), again: true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -99,8 +99,8 @@ func TestClusterTokenInAnOutage(t *testing.T) {
 	if l.RefreshToken != "refresh-0" {
 		t.Fatalf("the login is gone: %+v", l)
 	}
-	l.Token = Token{Raw: f.idToken(clientID), Expiry: time.Now().Add(time.Minute), Renew: time.Now().Add(time.Minute)}
-	l.Clusters = map[string]Token{"prod": {Raw: "lives", Expiry: time.Now().Add(time.Minute), Renew: time.Now().Add(-time.Second)}}
+	l.Token = Token{Raw: f.idToken(clientID), Expiry: time.Now().Add(time.Hour), Renew: time.Now().Add(time.Hour)}
+	l.Clusters = map[string]Token{"prod": {Raw: "lives", Expiry: time.Now().Add(time.Hour), Renew: time.Now().Add(-time.Second)}}
 	if err := c.Add(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}

@@ -111,7 +111,7 @@ func TestRetainWaitsForSinks(t *testing.T) {
 		t.Error("the trail does not say what the sink missed")
 	}
 	// It gets the rest once it works.
-	cfg.Sinks[0].File.Path = filepath.Join(t.TempDir(), "copy")
+	cfg.Sinks[0].File.Path, cfg.pauses.closing = filepath.Join(t.TempDir(), "copy"), time.Minute
 	mustClose(t, openSigned(t, cfg))
 	lines := linesOf(t, cfg.Sinks[0].File.Path)
 	if seq, _ := seqOf(lines[0]); strconv.FormatUint(seq, 10) == "1" || len(lines) < 10 {

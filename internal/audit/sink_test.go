@@ -253,7 +253,7 @@ func TestWebhookHangs(t *testing.T) {
 	<-asked
 	mustClose(t, l)
 	hang.Store(false)
-	cfg.pauses.closing = 10 * time.Second
+	cfg.pauses.closing = time.Minute
 	mustClose(t, openSigned(t, cfg))
 	got.check(t, cfg.Dir)
 }
@@ -325,6 +325,7 @@ func TestSinkKill(t *testing.T) {
 			t.Fatalf("position %d, copied up to %d", at, lastCopied(t, cfg.Sinks[0].File.Path))
 		}
 	}
+	cfg.pauses.closing = time.Minute
 	mustClose(t, openSigned(t, cfg))
 	if s := verifyOne(t, dir, publicKeys(t, cfg), ""); s.Err != nil {
 		t.Fatal(s.Err)

@@ -175,7 +175,7 @@ func TestDemo(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, 90*time.Second, "bob's next token has the group", bobMay)
+	eventually(t, 3*time.Minute, "bob's next token has the group", bobMay)
 	if out := d.atTerminal(story, 4, "carol"); !strings.Contains(out, `Forbidden): pods "shop" is forbidden: rule "pods-stay" of Tabard's policy`) {
 		t.Errorf("carol by the proxy: %s", out)
 	}
@@ -278,7 +278,7 @@ func TestDemoWithoutCluster(t *testing.T) {
 // its words.
 func (d *demo) fails(dir string, env []string, more ...string) (string, int) {
 	d.t.Helper()
-	ctx, cancel := context.WithTimeout(d.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(d.t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, tabard, d.args(more...)...)
 	cmd.Env = append(os.Environ(), env...)

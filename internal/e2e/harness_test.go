@@ -190,7 +190,7 @@ func (s *server) client() *http.Client {
 	}
 	s.t.Cleanup(transport.CloseIdleConnections)
 	return &http.Client{
-		Transport: transport, Timeout: 30 * time.Second,
+		Transport: transport, Timeout: 2 * time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 }
@@ -450,7 +450,7 @@ func groupsOf(t *testing.T, idToken string) []string {
 // run runs the tabard command as an admin at a terminal would, with its own home.
 func (s *server) run(home, stdin string, args ...string) (string, error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, tabard, args...)
 	cmd.Dir = s.dir
@@ -491,7 +491,7 @@ func (a admin) must(args ...string) string {
 }
 
 // eventually tries until ok returns nil; API servers cache what they decided.
-func eventually(t *testing.T, within time.Duration, what string, ok func() error) {
+func eventually(t testing.TB, within time.Duration, what string, ok func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
 	err := errors.New("not tried")

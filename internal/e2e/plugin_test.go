@@ -44,13 +44,13 @@ func (s *server) person() *person {
 
 func (p *person) command(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(p.home, "bin", args[0]), args[1:]...)
-	cmd.Env, cmd.Dir, cmd.WaitDelay = p.env, p.home, 5*time.Second
+	cmd.Env, cmd.Dir, cmd.WaitDelay = p.env, p.home, time.Minute
 	return cmd
 }
 
 // do runs a command without a terminal. The error holds its exit code and stderr.
 func (p *person) do(stdin string, args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := p.command(ctx, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -165,7 +165,7 @@ func (s *server) tellAPIServers(clusters map[string]*testenv.KubeAPIServer) {
 
 // pluginTokens is how long tokens of TestPlugin live: longer than many kubectl at once
 // take.
-const pluginTokens = 45 * time.Second
+const pluginTokens = 90 * time.Second
 
 // TestPlugin is a person's day with the plugin at two real clusters.
 func TestPlugin(t *testing.T) {
@@ -228,7 +228,7 @@ func testManyAtOnce(t *testing.T, p *person, other string) {
 func signInWithKubelogin(t *testing.T, p *person, k *testenv.KubeAPIServer) string {
 	t.Helper()
 	cache := t.TempDir()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	first := exec.CommandContext(ctx, testenv.Binary(t, "kubelogin"), kubeloginArgs(p.server, cache)...)
 	stderr, err := first.StderrPipe()
@@ -346,7 +346,7 @@ func TestPluginWays(t *testing.T) {
 			s := *s
 			s.t = t
 			p := s.person()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 			defer cancel()
 			cmd := p.command(ctx, "kubectl", "tabard", "login", way, "--server", s.issuer, "--ca-file", s.caFile)
 			var out bytes.Buffer
@@ -455,11 +455,11 @@ func TestPluginInterrupted(t *testing.T) {
 // the terminal shows ends in its settings and the exit code.
 func (p *person) script(line string, rounds ...map[string]string) string {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(p.t.Context(), 5*time.Minute)
 	defer cancel()
 	// The shell gets a Ctrl-C too; without the trap it may end before it says anything.
 	cmd := exec.CommandContext(ctx, "script", "-qc", "trap : INT; "+line+`; code=$?; stty -a; echo "exit $code"`, "/dev/null")
-	cmd.Env, cmd.Dir, cmd.WaitDelay = p.env, p.home, 5*time.Second
+	cmd.Env, cmd.Dir, cmd.WaitDelay = p.env, p.home, time.Minute
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		p.t.Fatal(err)

@@ -92,7 +92,7 @@ func (p *proxied) startMetrics() *metricsServer {
 func testProxyTop(t *testing.T, w *proxyWorld) {
 	metrics := w.startMetrics()
 	defer w.k.Kubectl(t, "delete", "apiservice", "v1beta1.metrics.k8s.io")
-	eventually(t, time.Minute, "kubectl top", func() error {
+	eventually(t, 3*time.Minute, "kubectl top", func() error {
 		out, err := w.alice.kubectl(nil, "", "top", "pods", "--no-headers")
 		if err == nil && strings.Join(strings.Fields(out), " ") != "web 7m 21Mi" {
 			err = fmt.Errorf("it says %q", out)

@@ -110,6 +110,10 @@ func startProxied(t testing.TB, o options) *proxied {
 	p.apply(reviewer)
 	p.write("review-token", p.k.Kubectl(t, "create", "token", "tabard-reviewer", "-n", "kube-system", "--duration=12h"))
 	p.kubelet = testenv.StartStubKubelet(t, p.k)
+	for _, right := range []string{"list pods -n team --as=somebody --as-group=corp:devs", "delete nodes --as=somebody --as-group=corp:ops",
+		"impersonate users --as=" + proxyAccount, "create tokenreviews.authentication.k8s.io --as=system:serviceaccount:kube-system:tabard-reviewer"} {
+		knowsRight(t, p.k, strings.Fields(right)...)
+	}
 	p.start()
 	return p
 }
@@ -264,20 +268,24 @@ func (m *member) begin(env []string, stdin *os.File, args ...string) *running {
 	return r
 }
 
-// onTerminal runs kubectl with a terminal and returns what it writes there.
+// onTerminal runs kubectl with a terminal, which it closes then, and returns what it
+// writes there.
 func (m *member) onTerminal(env []string, person, program *os.File, args ...string) string {
 	m.t.Helper()
-	ctx, cancel := context.WithTimeout(m.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, testenv.Binary(m.t, "kubectl"), args...)
 	cmd.Env = append(append(os.Environ(), "KUBECONFIG="+m.file, "KUBECACHEDIR="+filepath.Dir(m.file), "KUBERC=off"), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = program, program, program
 	var out output
-	go func() { _, _ = io.Copy(&out, person) }() // ends when the test closes the terminal
-	if err := cmd.Run(); err != nil {
+	var reading sync.WaitGroup
+	reading.Go(func() { _, _ = io.Copy(&out, person) }) // ends when nobody holds the other end
+	err := cmd.Run()
+	program.Close()
+	reading.Wait()
+	if err != nil {
 		m.t.Errorf("kubectl %s: %v: %s", strings.Join(args, " "), err, &out)
 	}
-	time.Sleep(50 * time.Millisecond) // for what the terminal still holds
 	return out.String()
 }
 
@@ -290,7 +298,7 @@ func (r *running) stop() {
 // says waits until the output holds want.
 func (r *running) says(want string) {
 	r.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !strings.Contains(r.out.String(), want); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(3 * time.Minute); !strings.Contains(r.out.String(), want); time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-r.ended:
 			if !strings.Contains(r.out.String(), want) {
@@ -309,7 +317,7 @@ func (r *running) ends(since time.Time) time.Duration {
 	r.t.Helper()
 	select {
 	case <-r.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		r.t.Errorf("%s goes on:\n%s", r.what, &r.out)
 		return 0
 	}
@@ -331,7 +339,7 @@ func (r *running) goesOn() {
 func (p *proxied) seen(mark string, n int) []auditv1.Event {
 	p.t.Helper()
 	var found []auditv1.Event
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		found = slices.DeleteFunc(p.k.AuditLog(p.t), func(e auditv1.Event) bool {
 			return !strings.Contains(e.RequestURI, mark) && (e.ObjectRef == nil || !strings.Contains(e.ObjectRef.Name, mark))
 		})
@@ -344,7 +352,7 @@ func (p *proxied) seen(mark string, n int) []auditv1.Event {
 // trailOf returns the events of our own trail that hold mark, once there are n.
 func (p *proxied) trailOf(mark string, n int) (events []trailEvent) {
 	p.t.Helper()
-	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		events = nil
 		for line := range strings.Lines(p.trail()) {
 			if !strings.Contains(line, mark) || !strings.HasSuffix(line, "\n") { // it may be half written
@@ -372,12 +380,12 @@ type trailEvent struct {
 func (p *proxied) dialRaw(protocols ...string) (*tls.Conn, error) {
 	pool := x509.NewCertPool()
 	pool.AddCert(p.ca.Cert)
-	d := &tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: protocols}}
+	d := &tls.Dialer{NetDialer: &net.Dialer{Timeout: time.Minute}, Config: &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: protocols}}
 	c, err := d.Dial("tcp", strings.Replace(strings.TrimPrefix(p.issuer, "https://"), "localhost", "127.0.0.1", 1))
 	if err != nil {
 		return nil, err
 	}
-	return c.(*tls.Conn), c.SetDeadline(time.Now().Add(20 * time.Second))
+	return c.(*tls.Conn), c.SetDeadline(time.Now().Add(2 * time.Minute))
 }
 
 // ask sends one request as m by a client of its own kind, with more headers given as

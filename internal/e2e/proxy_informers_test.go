@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -113,13 +114,13 @@ func informersOf(ctx context.Context, t *testing.T, done *sync.WaitGroup, alice 
 
 // change creates, changes and deletes objects past the proxy until ctx ends. What fails
 // while the API server is away may have been done or not.
-func change(ctx context.Context, client kubernetes.Interface, r *rand.Rand) (changed int) {
+func change(ctx context.Context, client kubernetes.Interface, r *rand.Rand, changed *atomic.Int64) {
 	maps, tick := client.CoreV1().ConfigMaps("team"), time.NewTicker(20*time.Millisecond)
 	defer tick.Stop()
 	for i := 0; ; i++ {
 		select {
 		case <-ctx.Done():
-			return changed
+			return
 		case <-tick.C:
 		}
 		once, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -135,7 +136,7 @@ func change(ctx context.Context, client kubernetes.Interface, r *rand.Rand) (cha
 		}
 		cancel()
 		if err == nil {
-			changed++
+			changed.Add(1)
 		}
 	}
 }
@@ -190,32 +191,43 @@ func TestProxyInformers(t *testing.T) {
 	var done, writing sync.WaitGroup
 	defer func() { stop(); done.Wait() }()
 	all := informersOf(ctx, t, &done, p.member("alice"))
-	write, written := context.WithTimeout(ctx, lasts)
+	write, written := context.WithCancel(ctx)
 	defer written()
-	changed := 0
-	writing.Go(func() { changed = change(write, admin, rand.New(rand.NewPCG(seed, 1))) })
-	r, troubles := rand.New(rand.NewPCG(seed, 2)), map[string]int{}
-	for turn := 0; write.Err() == nil; turn++ {
+	var changed atomic.Int64
+	writing.Go(func() { change(write, admin, rand.New(rand.NewPCG(seed, 1)), &changed) })
+	r, troubles, began := rand.New(rand.NewPCG(seed, 2)), map[string]int{}, time.Now()
+	enough := func() bool { return changed.Load() >= 50 && troubles["API server"] > 0 && troubles["tabard"] > 0 }
+	for turn := 0; time.Since(began) < lasts || !enough() && time.Since(began) < lasts+5*time.Minute; turn++ {
 		time.Sleep(time.Duration(1000+r.IntN(3000)) * time.Millisecond)
 		troubles[p.trouble(t, turn, r)]++
 	}
+	written()
 	writing.Wait()
-	t.Logf("seed %d: %d changes, restarts: %v", seed, changed, troubles)
-	if changed < 50 || troubles["API server"] == 0 || troubles["tabard"] == 0 {
+	t.Logf("seed %d: %d changes, restarts: %v", seed, changed.Load(), troubles)
+	if !enough() {
 		t.Error("too little happened")
 	}
-	list, err := admin.CoreV1().ConfigMaps("team").List(t.Context(), metav1.ListOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	truth := map[string]string{}
-	for _, o := range list.Items {
-		truth[o.Name] = o.ResourceVersion
-	}
 	for _, l := range all {
-		eventually(t, time.Minute, "an informer knows what there is", func() error { return l.is(truth) })
-		if t.Logf("%s: %d events", l.name, l.events); len(l.troubles) > 0 {
-			t.Errorf("%s: %d troubles, the first: %s", l.name, len(l.troubles), l.troubles[:min(3, len(l.troubles))])
-		}
+		eventually(t, 3*time.Minute, "an informer knows what there is", func() error { // it may wait for a minute after a failure
+			list, err := admin.CoreV1().ConfigMaps("team").List(t.Context(), metav1.ListOptions{})
+			if err != nil {
+				return err
+			}
+			truth := map[string]string{}
+			for _, o := range list.Items {
+				truth[o.Name] = o.ResourceVersion
+			}
+			return l.is(truth)
+		})
+		l.report(t)
+	}
+}
+
+// report fails the test for what an informer told that cannot be.
+func (l *ledger) report(t *testing.T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.Logf("%s: %d events", l.name, l.events); len(l.troubles) > 0 {
+		t.Errorf("%s: %d troubles, the first: %s", l.name, len(l.troubles), l.troubles[:min(3, len(l.troubles))])
 	}
 }

@@ -47,7 +47,7 @@ func (o opened) closed(t *testing.T, w *proxyWorld, left int, since time.Time, w
 		last = max(last, took)
 		told = append(told, fmt.Sprintf("%s %.1f s", name, took.Seconds()))
 	}
-	eventually(t, time.Minute, "the node has nothing left of it", func() error {
+	eventually(t, 2*time.Minute, "the node has nothing left of it", func() error {
 		if now := w.kubelet.Running(); len(now) != left {
 			return fmt.Errorf("%q is under way, in place of %d", now, left)
 		}
@@ -171,7 +171,7 @@ func (p *proxied) reload(took func() error) {
 	if err := p.Signal(syscall.SIGHUP); err != nil {
 		p.t.Fatal(err)
 	}
-	eventually(p.t.(*testing.T), 30*time.Second, "the configuration is taken", took)
+	eventually(p.t, 2*time.Minute, "the configuration is taken", took)
 }
 
 func rightsOfPolicy(t *testing.T, w *proxyWorld) {

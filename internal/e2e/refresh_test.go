@@ -168,7 +168,7 @@ func (h *held) behind() int {
 }
 
 func (h *held) refresh(s *server, client *http.Client, racer int) error {
-	tk, err := s.tryUntil(client, refresh("kubernetes", h.lines[racer]), time.Minute)
+	tk, err := s.tryUntil(client, refresh("kubernetes", h.lines[racer]), 3*time.Minute)
 	if err != nil {
 		return fmt.Errorf("session of %s, racer %d, after %d rounds: %w", h.person, racer, h.rounds, err)
 	}

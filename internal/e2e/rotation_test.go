@@ -85,7 +85,7 @@ func newWorkload(s *server, k *testenv.KubeAPIServer) *workload {
 	}
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}, MaxIdleConnsPerHost: 16}
 	s.t.Cleanup(transport.CloseIdleConnections)
-	w := &workload{s: s, k: k, client: &http.Client{Transport: transport, Timeout: 30 * time.Second}, answers: map[int]int{}, kids: map[string]int{}}
+	w := &workload{s: s, k: k, client: &http.Client{Transport: transport, Timeout: 2 * time.Minute}, answers: map[int]int{}, kids: map[string]int{}}
 	for i, name := range []string{"alice", "bob", "carol", "dave", "alice"} {
 		one := &worker{name: name, want: http.StatusForbidden, tk: s.login("kubernetes", name, "pw-"+name), early: time.Duration(56-4*i) * time.Second}
 		if name == "alice" {

@@ -59,7 +59,7 @@ func StartKubeAPIServer(ctx context.Context, c KubeAPIServerConfig) (*KubeAPISer
 	url := fmt.Sprintf("https://127.0.0.1:%d", c.Port)
 	p, err := Start(ctx, Command{
 		Path: c.Binary, Args: c.args(saKey), LogFile: filepath.Join(c.Dir, "kube-apiserver.log"),
-		ReadyURL: url + "/readyz", Client: client, ReadyTimeout: 2 * time.Minute,
+		ReadyURL: url + "/readyz", Client: client, ReadyTimeout: 5 * time.Minute,
 	})
 	if err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (c *KubeAPIServerConfig) adminClient() (*http.Client, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(ca)
 	config := &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
-	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}, nil
+	return &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}, nil
 }
 
 // WriteKubeconfig writes a kubeconfig whose one context is called name, which

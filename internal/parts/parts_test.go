@@ -60,8 +60,10 @@ func TestProcessThatEndsEarlyIsReported(t *testing.T) {
 // TestProcessThatIsNeverReady leaves nothing behind, whatever ended the wait.
 func TestProcessThatIsNeverReady(t *testing.T) {
 	c := shell(t, `echo $$; sleep 300 & wait`, nil)
-	c.ReadyTimeout = 3 * time.Second
 	for _, want := range []error{nil, errors.New("the person gave up")} {
+		if c.ReadyTimeout = 3 * time.Second; want != nil {
+			c.ReadyTimeout = time.Minute // for it to write its log
+		}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		c.Ready = func(context.Context) error {
 			if log, err := os.ReadFile(c.LogFile); err == nil && len(log) > 0 && want != nil {

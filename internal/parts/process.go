@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	defaultReadyTimeout = 60 * time.Second
+	defaultReadyTimeout = 3 * time.Minute
 	readyPoll           = 20 * time.Millisecond
-	stopGrace           = 10 * time.Second
+	stopGrace           = time.Minute // longer than a Tabard drains
 )
 
 // Command describes a program to start.
@@ -42,7 +42,7 @@ type Command struct {
 	ReadyURL string
 	// Client fetches ReadyURL; http.DefaultClient when nil.
 	Client *http.Client
-	// ReadyTimeout bounds the wait; 60 s when zero.
+	// ReadyTimeout bounds the wait; 3 minutes when zero.
 	ReadyTimeout time.Duration
 }
 
@@ -156,7 +156,7 @@ func (p *Process) Log() string {
 // Signal sends sig to the program alone.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop asks the process group to end, kills what is left after 10 s and
+// Stop asks the process group to end, kills what is left after a minute and
 // returns when the program is gone. It may be called again.
 func (p *Process) Stop() {
 	if !p.running() {

@@ -76,7 +76,7 @@ func TestFollowerOfAStoreSetBack(t *testing.T) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	begun := make(chan struct{})
-	st := &setBack{records: []Entry{{Key: "a/ended", Revision: 9}}, at: 10, watched: func() { close(begun) }, ended: make(chan struct{})}
+	st := &setBack{records: []Entry{{Key: "a/ended", Revision: 9}}, at: 10, watched: sync.OnceFunc(func() { close(begun) }), ended: make(chan struct{})}
 	var target names
 	f, err := Follow(t.Context(), st, "a/", &target, log)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 )
 
 const (
-	browserCallTimeout = 90 * time.Second
+	browserCallTimeout = 3 * time.Minute
 	browserPoll        = 25 * time.Millisecond
 )
 
@@ -163,7 +163,7 @@ func (b *Browser) Text(selector string) string {
 }
 
 // WaitFor waits until a page has loaded on which the JavaScript expression js is true,
-// for at most 90 s. Before that its styles and its buttons may be missing.
+// for at most 3 minutes. Before that its styles and its buttons may be missing.
 func (b *Browser) WaitFor(js string) {
 	b.t.Helper()
 	deadline := time.Now().Add(browserCallTimeout)

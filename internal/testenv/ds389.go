@@ -43,12 +43,12 @@ start)
 	grep -qi '^nsslapd-listenhost:' $c || sed -i '/^dn: cn=config$/a nsslapd-listenhost: 127.0.0.1\nnsslapd-securelistenhost: 127.0.0.1\nnsslapd-secureport: %[2]d' $c
 	[ -s $p ] && kill -0 $(cat $p) 2>/dev/null && exit 0
 	ns-slapd -D /etc/dirsrv/slapd-$i -i $p || exit 1
-	for n in $(seq 200); do ldapsearch -x -H ldap://127.0.0.1:%[1]d -b '' -s base 1.1 >/dev/null 2>&1 && exit 0; sleep 0.05; done
+	for n in $(seq 1200); do ldapsearch -x -H ldap://127.0.0.1:%[1]d -b '' -s base 1.1 >/dev/null 2>&1 && exit 0; sleep 0.05; done
 	exit 1;;
 stop)
 	[ -s $p ] || exit 0
 	q=$(cat $p); kill $q
-	for n in $(seq 200); do kill -0 $q 2>/dev/null || exit 0; sleep 0.05; done
+	for n in $(seq 1200); do kill -0 $q 2>/dev/null || exit 0; sleep 0.05; done
 	exit 1;;
 is-active|status) [ -s $p ] && kill -0 $(cat $p);;
 esac
@@ -126,7 +126,7 @@ func (s *DS389) create(t testing.TB, name string, port, tlsPort int) {
 	if err := os.Chmod(shim, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Path(t, "dscreate"), "from-file", inf)
 	cmd.Env = append(os.Environ(), "PATH="+dir+":"+os.Getenv("PATH")+":"+sbinDirs)

@@ -176,7 +176,7 @@ func (c *EtcdCluster) SlowPeers(d time.Duration) {
 // Leader returns the index of the member that leads, once there is one.
 func (c *EtcdCluster) Leader(t testing.TB) int {
 	t.Helper()
-	for range 200 {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		for i, endpoint := range c.Endpoints {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			st, err := c.admin.Status(ctx, endpoint)
@@ -185,7 +185,6 @@ func (c *EtcdCluster) Leader(t testing.TB) int {
 				return i
 			}
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("no member leads")
 	return 0

@@ -19,7 +19,7 @@ import (
 	"github.com/tabard-id/tabard/internal/parts"
 )
 
-const kubectlTimeout = 2 * time.Minute
+const kubectlTimeout = 5 * time.Minute
 
 // KubeAPIServerOptions are what a test adds to a kube-apiserver.
 type KubeAPIServerOptions struct {
@@ -188,7 +188,7 @@ type KubectlOptions struct {
 }
 
 // KubectlWith runs the real kubectl and returns its stdout. The error holds
-// its stderr, RBAC's words included. It is killed after 2 minutes.
+// its stderr, RBAC's words included. It is killed after 5 minutes.
 func (k *KubeAPIServer) KubectlWith(t testing.TB, opts KubectlOptions, args ...string) (string, error) {
 	t.Helper()
 	if opts.Kubeconfig == "" {

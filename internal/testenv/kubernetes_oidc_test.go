@@ -41,7 +41,7 @@ func TestKubeAPIServerTakesAnIssuer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		out, err := k.KubectlWith(t, KubectlOptions{Token: token}, "auth", "whoami", "-o", "json")
 		if err == nil {

@@ -72,7 +72,7 @@ func StartSamba(t testing.TB) *Samba {
 func (s *Samba) provision(t testing.TB, ca *CA, dir, ip string) {
 	t.Helper()
 	certFile, keyFile := ca.Issue(t, "dc1.corp.example", ip)
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Path(t, "samba-tool"), "domain", "provision",
 		"--realm=CORP.EXAMPLE", "--domain=CORP", "--server-role=dc", "--dns-backend=NONE", "--use-rfc2307",

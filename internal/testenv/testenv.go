@@ -80,10 +80,14 @@ func howToGet(binary string) string {
 }
 
 // FreePort returns a TCP port on 127.0.0.1 that nobody listens on; see
-// parts.FreePort.
+// parts.FreePort. On Linux nobody else gets it before the test ends, however long its
+// server takes to start or is down.
 func FreePort(t testing.TB) int {
 	t.Helper()
 	port, err := parts.FreePort()
+	if err == nil {
+		err = hold(t, port)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -35,7 +35,7 @@ func filled(t testing.TB) string {
 // edit changes the closed file as bbolt sees it.
 func edit(t *testing.T, path string, change func(*bbolt.Tx) error) {
 	t.Helper()
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second})
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}

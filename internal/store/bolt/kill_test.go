@@ -65,11 +65,12 @@ func childDumper(s *Store) {
 
 // childBrief writes entries that expire at once, and some that do not for an hour.
 func childBrief(s *Store) {
+	round := os.Getenv("TABARD_BOLT_ROUND") // no other process has it, as one might a number of a process
 	for n := 0; ; n++ {
 		now := time.Now()
 		say(fmt.Sprintf("brief %d", n), s, nil,
-			store.Op{Key: fmt.Sprintf("brief/%d.%d", os.Getpid(), n), Expires: now.Add(time.Millisecond)},
-			store.Op{Key: fmt.Sprintf("hour/%d.%d", os.Getpid(), n%50), Value: []byte(strconv.Itoa(n)), Expires: now.Add(time.Hour)})
+			store.Op{Key: fmt.Sprintf("brief/%s.%d", round, n), Expires: now.Add(time.Millisecond)},
+			store.Op{Key: fmt.Sprintf("hour/%s.%d", round, n%50), Value: []byte(strconv.Itoa(n)), Expires: now.Add(time.Hour)})
 	}
 }
 
@@ -109,10 +110,10 @@ type acknowledged struct {
 	pair  [childWriters]int
 	gone  map[string]bool
 	count int
-	brief map[string]int // by process and slot
+	brief map[string]int // by round and slot
 }
 
-func (a *acknowledged) hear(t *testing.T, pid int, line string) {
+func (a *acknowledged) hear(t *testing.T, round int, line string) {
 	f := strings.Fields(line)
 	switch f[0] {
 	case "open":
@@ -126,7 +127,7 @@ func (a *acknowledged) hear(t *testing.T, pid int, line string) {
 		a.gone[fmt.Sprintf("temp/%s.%d", f[1], n-1)] = true
 	case "brief":
 		n, _ := strconv.Atoi(f[1])
-		a.brief[fmt.Sprintf("hour/%d.%d", pid, n%50)] = n
+		a.brief[fmt.Sprintf("hour/%d.%d", round, n%50)] = n
 	default:
 		t.Fatalf("the child says %q", line)
 	}
@@ -144,7 +145,7 @@ func TestKill(t *testing.T) {
 	rng := rand.New(rand.NewPCG(2026, 2))
 	a := &acknowledged{gone: map[string]bool{}, brief: map[string]int{}}
 	for round := range rounds {
-		killAfter(t, path, 1+rng.IntN(400), a)
+		killAfter(t, path, round, 1+rng.IntN(400), a)
 		a.check(t, path)
 		if t.Failed() {
 			t.Fatalf("in round %d", round)
@@ -157,10 +158,10 @@ func TestKill(t *testing.T) {
 
 // killAfter runs the child, kills it after it has said n lines, and hears the rest
 // that is in the pipe.
-func killAfter(t *testing.T, path string, n int, a *acknowledged) {
+func killAfter(t *testing.T, path string, round, n int, a *acknowledged) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
-	cmd.Env = append(os.Environ(), "TABARD_BOLT_CHILD="+path)
+	cmd.Env = append(os.Environ(), "TABARD_BOLT_CHILD="+path, fmt.Sprintf("TABARD_BOLT_ROUND=%d", round))
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -171,7 +172,7 @@ func killAfter(t *testing.T, path string, n int, a *acknowledged) {
 	}
 	lines := bufio.NewScanner(out)
 	for i := 0; lines.Scan(); i++ {
-		a.hear(t, cmd.Process.Pid, lines.Text())
+		a.hear(t, round, lines.Text())
 		if i == n {
 			_ = cmd.Process.Signal(syscall.SIGKILL)
 		}

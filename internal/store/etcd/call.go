@@ -71,7 +71,7 @@ func bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 func (s *Store) read(ctx context.Context, req *pb.RangeRequest) (*pb.RangeResponse, error) {
 	ctx, cancel := bounded(ctx)
 	defer cancel()
-	for {
+	for told := error(nil); ; {
 		deadline, _ := ctx.Deadline()
 		attempt, end := context.WithTimeout(ctx, max(min(attemptTimeout, time.Until(deadline)/2), 2*retryPause))
 		resp, err := s.kv.Range(attempt, req, callOptions()...)
@@ -83,8 +83,11 @@ func (s *Store) read(ctx context.Context, req *pb.RangeRequest) (*pb.RangeRespon
 		if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded {
 			return nil, s.explain(ctx, err)
 		}
+		if told == nil || rpctypes.ErrorDesc(err) != context.DeadlineExceeded.Error() {
+			told = err // why nobody answers, which not every try tells
+		}
 		if !pause(ctx, retryPause) {
-			return nil, s.explain(ctx, err)
+			return nil, s.explain(ctx, told)
 		}
 	}
 }

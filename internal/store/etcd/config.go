@@ -52,6 +52,8 @@ type Config struct {
 	RetainEvents, RetainBytes int `yaml:"-"`
 	// Now is the clock that entries expire by; nil: time.Now.
 	Now func() time.Time `yaml:"-"`
+
+	stale time.Duration // a watch that is behind for longer is closed; staleAfter but in tests
 }
 
 // SetDefaults fills in what may be left out.
@@ -66,6 +68,7 @@ func (c *Config) SetDefaults() {
 	c.SweepInterval = cmp.Or(max(c.SweepInterval, 0), time.Minute)
 	c.RetainEvents = cmp.Or(max(c.RetainEvents, 0), 16_384)
 	c.RetainBytes = cmp.Or(max(c.RetainBytes, 0), 8<<20)
+	c.stale = cmp.Or(c.stale, staleAfter)
 	if c.Now == nil {
 		c.Now = time.Now
 	}

@@ -30,8 +30,8 @@ func TestUnknown(t *testing.T) {
 	s := openTest(t, Config{Endpoints: []string{"http://" + proxy.Address}})
 	rev := mustTxn(t, s, op("a/1", "before"))
 
-	proxy.Delay(300 * time.Millisecond)
-	_, err := s.Txn(within(t, 500*time.Millisecond), nil, []store.Op{op("a/1", "late")})
+	proxy.Delay(2 * time.Second)
+	_, err := s.Txn(within(t, 3500*time.Millisecond), nil, []store.Op{op("a/1", "late")})
 	if !errors.Is(err, store.ErrUnknown) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("no answer in time: %v", err)
 	}
@@ -45,7 +45,7 @@ func TestUnknown(t *testing.T) {
 	}
 
 	proxy.Block()
-	_, err = s.Txn(within(t, 300*time.Millisecond), nil, []store.Op{op("a/1", "lost")})
+	_, err = s.Txn(within(t, 2*time.Second), nil, []store.Op{op("a/1", "lost")})
 	if !errors.Is(err, store.ErrUnknown) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("no answer at all: %v", err)
 	}
@@ -55,8 +55,10 @@ func TestUnknown(t *testing.T) {
 	}
 	e.Kill()
 	proxy.Unblock()
-	for range 2 { // gRPC has noticed after the first
-		_, err = s.Txn(within(t, time.Second), nil, []store.Op{op("a/1", "lost")})
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); { // until gRPC has noticed
+		if _, err = s.Txn(within(t, time.Second), nil, []store.Op{op("a/1", "lost")}); !errors.Is(err, store.ErrUnknown) {
+			break
+		}
 	}
 	if errors.Is(err, store.ErrUnknown) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("nobody to send it to: %v", err)
@@ -170,26 +172,27 @@ func TestOpenRefuses(t *testing.T) {
 	otherCert, otherKey := otherCA.IssueClient(t, "tabard")
 	for _, tc := range []struct {
 		name   string
+		within time.Duration // short where it tries until then
 		change func(*Config)
 		says   string
 	}{
-		{"wrong password", func(c *Config) { c.Password = "hunter3" }, "correct store.etcd.username and passwordFile"},
-		{"unknown user", func(c *Config) { c.Username = "nobody" }, "correct store.etcd.username and passwordFile"},
-		{"no user", func(c *Config) { c.Username, c.Password = "", "" }, "or the name in the certificate"},
-		{"other prefix", func(c *Config) { c.Prefix = "/other/" }, "grant it readwrite on the prefix /other/"},
-		{"other CA", func(c *Config) { c.CAFile = otherCA.File }, "certificate"},
-		{"no certificate", func(c *Config) { c.CertFile, c.KeyFile = "", "" }, "that it trusts certFile"},
-		{"other certificate", func(c *Config) { c.CertFile, c.KeyFile = otherCert, otherKey }, "that it trusts certFile"},
-		{"certificate gone", func(c *Config) { c.CertFile = "nowhere.pem" }, "certFile: "},
-		{"CA gone", func(c *Config) { c.CAFile = "nowhere.pem" }, "caFile: "},
-		{"CA without certificates", func(c *Config) { c.CAFile = c.KeyFile }, "holds no certificate"},
-		{"nobody there", func(c *Config) { c.Endpoints = []string{fmt.Sprintf("https://127.0.0.1:%d", testenv.FreePort(t))} }, "connection refused"},
+		{"wrong password", time.Minute, func(c *Config) { c.Password = "hunter3" }, "correct store.etcd.username and passwordFile"},
+		{"unknown user", time.Minute, func(c *Config) { c.Username = "nobody" }, "correct store.etcd.username and passwordFile"},
+		{"no user", time.Minute, func(c *Config) { c.Username, c.Password = "", "" }, "or the name in the certificate"},
+		{"other prefix", time.Minute, func(c *Config) { c.Prefix = "/other/" }, "grant it readwrite on the prefix /other/"},
+		{"other CA", 6 * time.Second, func(c *Config) { c.CAFile = otherCA.File }, "certificate"},
+		{"no certificate", 6 * time.Second, func(c *Config) { c.CertFile, c.KeyFile = "", "" }, "that it trusts certFile"},
+		{"other certificate", 6 * time.Second, func(c *Config) { c.CertFile, c.KeyFile = otherCert, otherKey }, "that it trusts certFile"},
+		{"certificate gone", time.Minute, func(c *Config) { c.CertFile = "nowhere.pem" }, "certFile: "},
+		{"CA gone", time.Minute, func(c *Config) { c.CAFile = "nowhere.pem" }, "caFile: "},
+		{"CA without certificates", time.Minute, func(c *Config) { c.CAFile = c.KeyFile }, "holds no certificate"},
+		{"nobody there", 6 * time.Second, func(c *Config) { c.Endpoints = []string{fmt.Sprintf("https://127.0.0.1:%d", testenv.FreePort(t))} }, "connection refused"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			cfg := clusterConfig(c)
 			tc.change(&cfg)
-			s, err := Open(within(t, 2*time.Second), cfg)
+			s, err := Open(within(t, tc.within), cfg)
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("opened")

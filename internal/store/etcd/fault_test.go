@@ -34,7 +34,7 @@ func startCluster(t testing.TB) *testenv.EtcdCluster {
 func clusterConfig(c *testenv.EtcdCluster) Config {
 	return Config{
 		Endpoints: c.Endpoints, Prefix: testPrefix, CAFile: c.CAFile, CertFile: c.CertFile, KeyFile: c.KeyFile,
-		Username: "tabard", Password: "hunter2", SweepInterval: time.Second,
+		Username: "tabard", Password: "hunter2", SweepInterval: time.Second, stale: staleAfter,
 	}
 }
 
@@ -85,7 +85,7 @@ func TestFaults(t *testing.T) {
 	s.strike(rand.New(rand.NewPCG(2026, 5)))
 	cancel()
 	running.Wait()
-	_, end, err := s.nodes[0].List(t.Context(), "w/", "", 1)
+	_, end, err := s.nodes[0].List(within(t, time.Minute), "w/", "", 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,7 @@ func (s *storm) recovered(after string) {
 	s.mu.Lock()
 	before := maps.Clone(s.last)
 	s.mu.Unlock()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(3 * time.Minute)
 	for done := false; !done; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			s.t.Fatalf("after %q the writers do not go on", after)
@@ -359,7 +359,7 @@ func (s *storm) compare(watchers []*follower) {
 				s.t.Errorf("watch %d told of %q, of which it was told that it has not happened", i, value)
 			}
 		}
-		entries, _, err := w.node.List(s.t.Context(), "w/", "", 100)
+		entries, _, err := w.node.List(within(s.t, time.Minute), "w/", "", 100)
 		if err != nil {
 			s.t.Fatal(err)
 		}

@@ -99,7 +99,7 @@ func (w *watcher) run(ctx context.Context) {
 			return
 		}
 		log := logrus.WithError(err).WithField("prefix", w.prefix)
-		if errors.Is(err, errStale) || errors.Is(err, errEra) || errors.Is(err, store.ErrCompacted) || time.Since(w.fresh) > staleAfter {
+		if errors.Is(err, errStale) || errors.Is(err, errEra) || errors.Is(err, store.ErrCompacted) || time.Since(w.fresh) > w.s.cfg.stale {
 			log.Info("a watch on etcd ends; it is begun anew by who reads it")
 			return
 		}
@@ -184,7 +184,7 @@ func (w *watcher) check(sender pb.Watch_WatchClient) error {
 		return errEra
 	}
 	w.alive()
-	if time.Since(w.fresh) > staleAfter {
+	if time.Since(w.fresh) > w.s.cfg.stale {
 		return errStale
 	}
 	if w.want.revision == 0 {
