@@ -50,6 +50,7 @@ type people struct {
 	groups  map[string][]string     // of Recheck, by session
 	renamed map[string]string
 	checks  int // of Recheck
+	stuck   int // how many Rechecks from now on get no answer in time
 }
 
 func newPeople() *people {
@@ -113,10 +114,22 @@ func (p *people) Identify(_ context.Context, cluster, token string) (idp.Identit
 	return id, p.gone[id.Session]
 }
 
-func (p *people) Recheck(_ context.Context, id idp.Identity) (idp.Identity, error) {
+// stick lets the next n Rechecks wait until their time is over.
+func (p *people) stick(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stuck = n
+}
+
+func (p *people) Recheck(ctx context.Context, id idp.Identity) (idp.Identity, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.checks++
+	if p.stuck > 0 {
+		p.stuck--
+		<-ctx.Done()
+		return idp.Identity{}, ctx.Err()
+	}
 	if err := p.gone[id.Session]; err != nil {
 		return idp.Identity{}, err
 	}

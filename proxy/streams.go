@@ -15,7 +15,7 @@ import (
 
 const (
 	lookEvery   = time.Second            // how often what is open is looked at
-	lookTime    = 700 * time.Millisecond // for all of it; what was not reached is cut
+	lookTime    = 700 * time.Millisecond // for all of it; what was not reached twice running is cut
 	cutGrace    = 5 * time.Second        // how long a stream that was cut may take to end by itself, cleanly, on a busy machine too
 	forgetEvery = 30                     // looks between two times that limits are tidied up
 )
@@ -31,6 +31,7 @@ type stream struct {
 	// Of lookAfter alone.
 	who     idp.Identity
 	decided *policy // that allowed it
+	late    bool    // the last look had no time for it
 
 	mu    sync.Mutex
 	why   string // it was cut, or ""
@@ -216,7 +217,9 @@ type seen struct {
 	err error
 }
 
-// look cuts every stream whose right has ended. Each token is looked at once.
+// look cuts every stream whose right has ended. Each token is looked at once. Where the
+// time was over, a stream is left to the next look, once: a server that stood still for a
+// moment does not cut off everybody.
 func (p *Proxy) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
@@ -226,7 +229,10 @@ func (p *Proxy) look(ctx context.Context) {
 			s.kill(now.Add(-cutGrace))
 			continue
 		}
-		if why := p.ended(ctx, routes, s, now, known); why != "" {
+		why := p.ended(ctx, routes, s, now, known)
+		late := why != "" && ctx.Err() != nil
+		forgiven := late && !s.late
+		if s.late = late; why != "" && !forgiven {
 			s.cut(now, why)
 			p.Log.WithField("cluster", s.call.cluster.cfg.Name).WithField("user", s.call.who.Username).
 				WithField("auditID", s.call.auditID).Info("closed what was open: " + why)
