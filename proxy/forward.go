@@ -106,8 +106,7 @@ func (f *forwarding) pour(rc *http.ResponseController, w *reply) {
 		var n int
 		n, err = f.rest.Read(buf)
 		if n > 0 {
-			_, werr := w.Write(buf[:n])
-			if werr = errors.Join(werr, rc.Flush()); werr != nil {
+			if werr := w.pass(rc, buf[:n]); werr != nil {
 				err = werr
 			}
 		}
