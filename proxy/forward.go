@@ -91,8 +91,17 @@ func (f *forwarding) stream(w *reply, r *http.Request) error {
 	if err := f.send(ctx, rc, w, r, &f.p.buffers.plain); err != nil || f.rest == nil {
 		return err
 	}
+	f.forget(r)
 	f.pour(rc, w)
 	return nil
+}
+
+// forget lets go of what only sending the request needed: a watch may wait for hours.
+// net/http keeps r meanwhile, and the values of its headers in one array, so that the
+// token would outlive a header that is only deleted.
+func (f *forwarding) forget(r *http.Request) {
+	f.who, f.token = impersonation{}, ""
+	clear(r.Header["Authorization"])
 }
 
 // pour copies what a watch or a log sends, as it comes. httputil would do the same, but
@@ -106,8 +115,7 @@ func (f *forwarding) pour(rc *http.ResponseController, w *reply) {
 		var n int
 		n, err = f.rest.Read(buf)
 		if n > 0 {
-			_, werr := w.Write(buf[:n])
-			if werr = errors.Join(werr, rc.Flush()); werr != nil {
+			if werr := w.pass(rc, buf[:n]); werr != nil {
 				err = werr
 			}
 		}
@@ -214,6 +222,7 @@ func (f *forwarding) received(res *http.Response) error {
 		res.Body = &body{ReadCloser: res.Body, stream: f.open}
 		if len(res.Trailer) == 0 && !f.call.upgrade && f.call.info.Subresource != "proxy" {
 			f.rest, res.Body = res.Body, http.NoBody
+			res.Request = nil // the transport keeps res for as long as the body is open
 		}
 	}
 	return nil

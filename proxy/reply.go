@@ -46,6 +46,14 @@ func (w *reply) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// pass writes what is not to wait for more.
+func (w *reply) pass(rc *http.ResponseController, b []byte) error {
+	if _, err := w.Write(b); err != nil {
+		return err
+	}
+	return rc.Flush()
+}
+
 // Hijack implements http.Hijacker, for upgrades.
 func (w *reply) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := http.NewResponseController(w.ResponseWriter).Hijack()

@@ -8,20 +8,20 @@ import (
 )
 
 // lookAtHeap is how often tuneCollector looks.
-const lookAtHeap = 5 * time.Second
+const lookAtHeap = time.Second
 
 // gcPercent is how far the heap may grow between two collections, in percent of what
 // lives. Every request makes garbage, and a heap of a few MiB that were collected often
 // would cost a tenth of the CPU. With thousands of open watches or a million memberships
-// the garbage would be gigabytes.
+// the garbage would be gigabytes; the stacks of the watches count too.
 func gcPercent(live uint64) int {
 	switch {
 	case live < 32<<20:
 		return 300
-	case live < 128<<20:
+	case live < 64<<20:
 		return 100
 	}
-	return 50
+	return 40
 }
 
 // tuneCollector keeps the collector by gcPercent until stop is called. GOGC in the
@@ -50,7 +50,7 @@ func tuneCollector() (stop func()) {
 			}
 			if want := gcPercent(live[0].Value.Uint64()); want != now {
 				now = want
-				debug.SetGCPercent(now) // collects
+				debug.SetGCPercent(now)
 			}
 		}
 	}()

@@ -25,7 +25,7 @@ func TestTuneCollector(t *testing.T) {
 			return p
 		}
 		large := make([]byte, 200<<20)
-		if p := percent(); p != 50 {
+		if p := percent(); p != 40 {
 			t.Errorf("%d with a large heap", p)
 		}
 		runtime.KeepAlive(large)
