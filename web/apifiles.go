@@ -113,16 +113,9 @@ func (a *apiServer) applyFiles(r *http.Request, c caller) (int, any, error) {
 }
 
 func wireApplied(changes []groups.Applied, dryRun bool) api.Applied {
-	out := api.Applied{DryRun: dryRun, Changes: make([]api.AppliedChange, 0, len(changes))}
-	for _, ch := range changes {
-		one := api.AppliedChange{Act: ch.Act, Group: ch.Group, Diff: ch.Diff}
-		if ch.Member != nil {
-			ref := wireRef(*ch.Member)
-			one.Member = &ref
-		}
-		out.Changes = append(out.Changes, one)
-	}
-	return out
+	return api.Applied{DryRun: dryRun, Changes: each(changes, func(ch groups.Applied) api.AppliedChange {
+		return api.AppliedChange{Act: ch.Act, Group: ch.Group, Diff: ch.Diff, Member: maybe(ch.Member, wireRef)}
+	})}
 }
 
 // files resolves the people whom files name by login. Administrators' subs are taken as

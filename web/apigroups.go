@@ -136,11 +136,7 @@ func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	found, next, err := a.groups.List(r.Context(), c.actor, f, p)
-	list := api.GroupList{Groups: make([]api.Group, 0, len(found)), Next: next}
-	for _, g := range found {
-		list.Groups = append(list.Groups, wireGroup(g))
-	}
-	return http.StatusOK, list, err
+	return http.StatusOK, api.GroupList{Groups: each(found, wireGroup), Next: next}, err
 }
 
 func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
@@ -49,7 +50,7 @@ func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	found, err := a.idp.SearchPeople(r.Context(), q.Get("q"), p.Limit)
-	return http.StatusOK, api.PeopleList{People: wirePeople(found), Cut: len(found) == p.Limit}, err
+	return http.StatusOK, api.PeopleList{People: each(found, wirePerson), Cut: len(found) == p.Limit}, err
 }
 
 func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
@@ -68,16 +69,12 @@ func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, badQuery("kind is person, directoryGroup or group.")
 	}
 	found, next, err := a.groups.Members(r.Context(), c.actor, r.PathValue("name"), f, p)
-	list := api.MemberList{Members: make([]api.Member, 0, len(found)), Next: next}
-	for _, m := range found {
-		list.Members = append(list.Members, wireMember(m, a.now()))
-	}
-	return http.StatusOK, list, err
+	return http.StatusOK, api.MemberList{Members: each(found, asOf(a.now()).member), Next: next}, err
 }
 
 func (a *apiServer) getMember(r *http.Request, c caller) (int, any, error) {
 	m, err := a.groups.Member(r.Context(), c.actor, r.PathValue("name"), groups.Kind(r.PathValue("kind")), r.PathValue("id"))
-	return http.StatusOK, wireMember(m, a.now()), err
+	return http.StatusOK, asOf(a.now()).member(m), err
 }
 
 // addMember answers the group, whose version is another one now. It looks nobody up for
@@ -146,10 +143,7 @@ func (a *apiServer) listEveryone(r *http.Request, c caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	out := api.Everyone{Everyone: make([]api.Reach, 0, len(reach)), Cut: cut}
-	for _, one := range reach {
-		out.Everyone = append(out.Everyone, wireReach(one, a.now()))
-	}
+	out := api.Everyone{Everyone: each(reach, asOf(a.now()).reach), Cut: cut}
 	if people {
 		err = a.openUp(r.Context(), out.Everyone)
 	}
@@ -176,9 +170,9 @@ func (a *apiServer) openUp(ctx context.Context, all []api.Reach) error {
 			one.Problem = explain(err).Title
 			continue
 		}
-		for _, m := range found.People {
-			one.People = append(one.People, api.GroupPerson{Person: wirePerson(m.Person), Path: m.Path})
-		}
+		one.People = each(found.People, func(m directory.Member) api.GroupPerson {
+			return api.GroupPerson{Person: wirePerson(m.Person), Path: m.Path}
+		})
 		one.PeopleCut, one.Unreadable = found.More, found.Unreadable
 	}
 	return nil

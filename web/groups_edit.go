@@ -365,11 +365,7 @@ func (s *Site) differing(w http.ResponseWriter, v visitor, data settingsPage, no
 }
 
 func ownerLines(owners []groups.Ref) string {
-	lines := make([]string, len(owners))
-	for i, o := range owners {
-		lines[i] = party{Ref: o}.Shown()
-	}
-	return strings.Join(lines, "\n")
+	return strings.Join(each(owners, func(o groups.Ref) string { return party{Ref: o}.Shown() }), "\n")
 }
 
 // confirmRename names the effect of a new name, and the names it looks like.
