@@ -26,9 +26,6 @@ func (s *Site) renderDevice(w http.ResponseWriter, status int, v visitor, f devi
 // enterCode answers with the confirmation page, at the same address: it has no
 // link of its own.
 func (s *Site) enterCode(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	code := r.PostForm.Get("user_code")
 	waiting, err := s.idp.Device(r.Context(), code)
 	if err != nil {
@@ -41,9 +38,6 @@ func (s *Site) enterCode(w http.ResponseWriter, r *http.Request, v visitor) erro
 }
 
 func (s *Site) decideDevice(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	code, decision := r.PostForm.Get("user_code"), r.PostForm.Get("decision")
 	if decision != "allow" && decision != "deny" {
 		return errBadForm

@@ -160,9 +160,6 @@ func (s *Site) renameWords(v visitor, g groups.Group) []string {
 // readSettings takes the form from a post. Who is no administrator changes the
 // description alone, whatever else was sent.
 func readSettings(r *http.Request, g groups.Group, rights groups.Rights) (settingsForm, error) {
-	if err := parseForm(r); err != nil {
-		return settingsForm{}, err
-	}
 	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
 	f, err := formOf(g.Settings)
 	if err != nil {

@@ -160,9 +160,6 @@ func (s *Site) listMembers(r *http.Request, v visitor, data *groupPage) error {
 }
 
 func (s *Site) addMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
 	form := addForm{get("kind"), get("who"), get("from"), get("for"), get("reason"), get("change")}
 	did, err := s.addTyped(r.Context(), v, r.PathValue("name"), form)
@@ -332,9 +329,6 @@ func itOrThem(n int) string {
 }
 
 func (s *Site) removeMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	name := r.PathValue("name")
 	_, err := s.groups.Remove(r.Context(), v.actor, name, 0, groups.Kind(r.PostForm.Get("kind")), r.PostForm.Get("id"))
 	if err != nil {

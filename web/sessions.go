@@ -138,9 +138,6 @@ func (s *Site) listSessions(w http.ResponseWriter, r *http.Request, v visitor) e
 }
 
 func (s *Site) endSession(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	if err := sessionGone(s.idp.EndSession(r.Context(), v.actor, v.admin, r.PostForm.Get("id"))); err != nil {
 		return err
 	}
