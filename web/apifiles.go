@@ -160,18 +160,17 @@ type lookup struct {
 
 // ref is who w names, for the group of that name.
 func (l *lookup) ref(ctx context.Context, group string, w api.Who) (groups.Ref, error) {
+	ref, ok := oneOf(w.Person, w.DirectoryGroup, w.Group)
 	switch {
-	case w.Person != "" && w.DirectoryGroup == "" && w.Group == "":
+	case !ok:
+		return ref, &fault{
+			Status: 422, Title: "Who is missing", Code: "invalid",
+			Detail: fmt.Sprintf("Group %q: name one person, one directoryGroup or one group for each owner and member.", group),
+		}
+	case ref.Kind == groups.KindPerson:
 		return l.person(ctx, group, w)
-	case w.DirectoryGroup != "" && w.Person == "" && w.Group == "":
-		return groups.Ref{Kind: groups.KindDirectoryGroup, ID: w.DirectoryGroup, Name: w.DirectoryGroup}, nil
-	case w.Group != "" && w.Person == "" && w.DirectoryGroup == "":
-		return groups.Ref{Kind: groups.KindGroup, Name: w.Group}, nil
 	}
-	return groups.Ref{}, &fault{
-		Status: 422, Title: "Who is missing", Code: "invalid",
-		Detail: fmt.Sprintf("Group %q: name one person, one directoryGroup or one group for each owner and member.", group),
-	}
+	return ref, nil
 }
 
 func (l *lookup) person(ctx context.Context, group string, w api.Who) (groups.Ref, error) {

@@ -35,16 +35,9 @@ func (a *apiServer) isSub(s string) bool {
 
 // searchPeople is the pick list of who adds members.
 func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "q", "limit")
+	q, p, err := paged(r, pickList, pickList, "q", "limit")
 	if err != nil {
 		return 0, nil, err
-	}
-	p, err := pageOf(q, pickList)
-	if err != nil {
-		return 0, nil, err
-	}
-	if p.Limit == 0 {
-		p.Limit = pickList
 	}
 	if err := a.groups.MayLookUp(r.Context(), c.actor); err != nil {
 		return 0, nil, err
@@ -54,11 +47,7 @@ func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
 }
 
 func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "kind", "q", "cursor", "limit")
-	if err != nil {
-		return 0, nil, err
-	}
-	p, err := pageOf(q, 1000)
+	q, p, err := paged(r, 0, 1000, "kind", "q", "cursor", "limit")
 	if err != nil {
 		return 0, nil, err
 	}
@@ -77,6 +66,20 @@ func (a *apiServer) getMember(r *http.Request, c caller) (int, any, error) {
 	return http.StatusOK, asOf(a.now()).member(m), err
 }
 
+// oneOf is the one that is named, of a person the kind alone; false unless there is
+// just one.
+func oneOf(person, directoryGroup, group string) (groups.Ref, bool) {
+	switch {
+	case person != "" && directoryGroup == "" && group == "":
+		return groups.Ref{Kind: groups.KindPerson}, true
+	case directoryGroup != "" && person == "" && group == "":
+		return groups.Ref{Kind: groups.KindDirectoryGroup, ID: directoryGroup, Name: directoryGroup}, true
+	case group != "" && person == "" && directoryGroup == "":
+		return groups.Ref{Kind: groups.KindGroup, Name: group}, true
+	}
+	return groups.Ref{}, false
+}
+
 // addMember answers the group, whose version is another one now. It looks nobody up for
 // who may not add members: groups refuses them.
 func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
@@ -85,14 +88,8 @@ func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	m := groups.Member{Begin: instant(in.Begin), End: instant(in.End), Reason: in.Reason}
-	switch {
-	case in.Person != "" && in.DirectoryGroup == "" && in.Group == "":
-		m.Kind = groups.KindPerson
-	case in.DirectoryGroup != "" && in.Person == "" && in.Group == "":
-		m.Ref = groups.Ref{Kind: groups.KindDirectoryGroup, ID: in.DirectoryGroup, Name: in.DirectoryGroup}
-	case in.Group != "" && in.Person == "" && in.DirectoryGroup == "":
-		m.Ref = groups.Ref{Kind: groups.KindGroup, Name: in.Group}
-	default:
+	var ok bool
+	if m.Ref, ok = oneOf(in.Person, in.DirectoryGroup, in.Group); !ok {
 		return 0, nil, &fault{Status: 422, Title: "Who is missing", Code: "invalid", Detail: "Name one person, one directory group or one group."}
 	}
 	name := r.PathValue("name")
@@ -124,16 +121,9 @@ func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
 // listEveryone answers who gets the group, nested; with people=true also who is in the
 // directory groups on the way. One that cannot be read says so in its place.
 func (a *apiServer) listEveryone(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "limit", "people")
+	q, p, err := paged(r, 1000, maxEveryone, "limit", "people")
 	if err != nil {
 		return 0, nil, err
-	}
-	p, err := pageOf(q, maxEveryone)
-	if err != nil {
-		return 0, nil, err
-	}
-	if p.Limit == 0 {
-		p.Limit = 1000
 	}
 	people, err := flag(q, "people")
 	if err != nil {
