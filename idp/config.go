@@ -7,9 +7,10 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // BuiltinClient is the public client and audience of Tabard's own API and
@@ -37,7 +38,7 @@ type Config struct {
 type TokenConfig struct {
 	IDTokenLifetime  time.Duration `yaml:"idTokenLifetime,omitempty"`  // 5m
 	MinLifetime      time.Duration `yaml:"minLifetime,omitempty"`      // 1m: a membership with less left is left out
-	MaxSize          Size          `yaml:"maxSize,omitempty"`          // 16KiB, of a signed id_token
+	MaxSize          audit.Size    `yaml:"maxSize,omitempty"`          // 16KiB, of a signed id_token
 	SigningAlgorithm string        `yaml:"signingAlgorithm,omitempty"` // RS256 or ES256
 	UsernameClaim    string        `yaml:"usernameClaim,omitempty"`    // preferred_username
 	GroupsClaim      string        `yaml:"groupsClaim,omitempty"`      // groups
@@ -96,33 +97,6 @@ type ClientConfig struct {
 	Groups                 []string `yaml:"groups,omitempty"`
 	RedirectURIs           []string `yaml:"redirectURIs,omitempty"`
 	PostLogoutRedirectURIs []string `yaml:"postLogoutRedirectURIs,omitempty"`
-}
-
-// Size is a number of bytes, written as "16KiB", "1MiB" or a plain number.
-type Size int
-
-// UnmarshalText reads a Size.
-func (s *Size) UnmarshalText(b []byte) error {
-	text, unit := string(b), 1
-	for suffix, u := range map[string]int{"KiB": 1 << 10, "MiB": 1 << 20} {
-		if t, ok := strings.CutSuffix(text, suffix); ok {
-			text, unit = t, u
-		}
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil || n < 0 || n > 1<<20 {
-		return fmt.Errorf("%q is not a size: write 16KiB, 1MiB or a number of bytes", b)
-	}
-	*s = Size(n * unit)
-	return nil
-}
-
-// MarshalText writes a Size as UnmarshalText reads it.
-func (s Size) MarshalText() ([]byte, error) {
-	if s > 0 && s%1024 == 0 {
-		return fmt.Appendf(nil, "%dKiB", int(s)/1024), nil
-	}
-	return strconv.AppendInt(nil, int64(s), 10), nil
 }
 
 var (
