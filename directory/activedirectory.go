@@ -50,7 +50,7 @@ func (d *Directory) inChain(ctx context.Context, s *schema, p Person) ([]Group, 
 
 // primaryGroupDN is the DN of the group with this security identifier.
 func (d *Directory) primaryGroupDN(ctx context.Context, sid string) (string, error) {
-	found, err := d.ask(ctx, "read the primary group", query{base: "<SID=" + sid + ">", scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"1.1"}, limit: 1})
+	found, err := d.ask(ctx, "read the primary group", entryQuery("<SID="+sid+">", "1.1"))
 	if err != nil {
 		return "", err
 	}
@@ -69,7 +69,7 @@ func isGroup(e *ldap.Entry, sid string) bool {
 // tokenGroups reads the security identifiers that Active Directory computes for
 // a person, and then the groups they stand for.
 func (d *Directory) tokenGroups(ctx context.Context, s *schema, p Person) ([]Group, error) {
-	person, err := d.ask(ctx, "read tokenGroups", query{base: p.DN, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"tokenGroups"}, limit: 1})
+	person, err := d.ask(ctx, "read tokenGroups", entryQuery(p.DN, "tokenGroups"))
 	if err != nil {
 		return nil, err
 	}
@@ -101,11 +101,7 @@ func (d *Directory) tokenGroups(ctx context.Context, s *schema, p Person) ([]Gro
 func (d *Directory) groupsOfSIDs(ctx context.Context, s *schema, sids []string) ([]*ldap.Entry, error) {
 	all, missing := d.sids.get(sids, time.Now())
 	for batch := range slices.Chunk(missing, maxBatch) {
-		terms := make([]string, len(batch))
-		for i, sid := range batch {
-			terms[i] = equals("objectSid", sid)
-		}
-		found, err := d.searchGroups(ctx, s, "find the groups of tokenGroups", terms, tracedAttributes()...)
+		found, err := d.searchGroups(ctx, s, "find the groups of tokenGroups", anyOf("objectSid", batch), tracedAttributes()...)
 		if err != nil {
 			return nil, err
 		}

@@ -145,7 +145,7 @@ func (d *Directory) check(ctx context.Context, h *host) {
 	defer cancel()
 	began := time.Now()
 	err := d.searchAt(ctx, d.searches, h, d.patience, func(c *conn) error {
-		_, err := c.search(ctx, rootQuery("1.1"))
+		_, err := c.search(ctx, entryQuery("", "1.1"))
 		return err
 	})
 	if answered(err) {

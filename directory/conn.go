@@ -203,7 +203,7 @@ func (d *Directory) prepareSearch(ctx context.Context, c *conn) error {
 	if err := d.bindService(ctx, c); err != nil || d.learned.Load() != nil {
 		return err
 	}
-	root, err := c.search(ctx, rootQuery(rootAttributes...))
+	root, err := c.search(ctx, entryQuery("", rootAttributes...))
 	if err != nil || len(root) != 1 {
 		return fmt.Errorf("read the root DSE: %w", cmp.Or(err, errors.New("it is not there")))
 	}

@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/go-ldap/ldap/v3"
 	"github.com/google/uuid"
 )
 
@@ -220,7 +219,7 @@ func (d *Directory) Ping(ctx context.Context) error {
 		return d.failed("connect", err)
 	}
 	for _, base := range []struct{ key, dn string }{{"users", s.users.BaseDN}, {"groups", s.groups.BaseDN}} {
-		found, err := d.search(ctx, query{base: base.dn, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"1.1"}, limit: 1})
+		found, err := d.search(ctx, entryQuery(base.dn, "1.1"))
 		if err == nil && len(found) == 0 {
 			err = errors.New("it does not exist or bindDN may not read it")
 		}

@@ -69,7 +69,7 @@ func (d *Directory) Lockout(ctx context.Context) (Lockout, error) {
 }
 
 func (d *Directory) readLockout(ctx context.Context) (Lockout, error) {
-	roots, err := d.search(ctx, query{scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: rootAttributes, limit: 1})
+	roots, err := d.search(ctx, entryQuery("", rootAttributes...))
 	if err != nil || len(roots) != 1 {
 		return Lockout{}, fmt.Errorf("read the root DSE: %w", errors.Join(err, errNoPolicy))
 	}
@@ -78,7 +78,7 @@ func (d *Directory) readLockout(ctx context.Context) (Lockout, error) {
 		return d.lockoutOfDomain(ctx, base)
 	}
 	if strings.Contains(roots[0].GetEqualFoldAttributeValue("vendorName"), "389") && roots[0].GetEqualFoldAttributeValue("ipaDomainLevel") == "" {
-		return d.lockoutOf(ctx, query{base: "cn=config", scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", limit: 1}, lockout389)
+		return d.lockoutOf(ctx, entryQuery("cn=config"), lockout389)
 	}
 	if base == "" {
 		return Lockout{}, errNoPolicy
@@ -92,7 +92,7 @@ const maxPolicies = 100 // read of one directory
 // some people (MS-ADTS 3.1.1.5.2.1.1), which only administrators can read unless
 // they were given the right.
 func (d *Directory) lockoutOfDomain(ctx context.Context, domain string) (Lockout, error) {
-	all, err := d.lockoutOf(ctx, query{base: domain, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", limit: 1}, lockoutAD)
+	all, err := d.lockoutOf(ctx, entryQuery(domain), lockoutAD)
 	if err != nil {
 		return Lockout{}, err
 	}

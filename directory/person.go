@@ -341,7 +341,7 @@ func (d *Directory) lockLasts(ctx context.Context, policy string) time.Duration 
 		}
 		return lockout.Duration
 	}
-	found, err := d.ask(ctx, "read the person's password policy", query{base: policy, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: []string{"pwdLockoutDuration"}, limit: 1})
+	found, err := d.ask(ctx, "read the person's password policy", entryQuery(policy, "pwdLockoutDuration"))
 	if err != nil || len(found) != 1 {
 		return 0
 	}

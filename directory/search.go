@@ -25,9 +25,9 @@ type query struct {
 	time int // seconds after which the server gives up; none when zero
 }
 
-// rootQuery reads attributes of the root DSE.
-func rootQuery(attributes ...string) query {
-	return query{scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1}
+// entryQuery reads attributes of one entry; "" is the root DSE.
+func entryQuery(dn string, attributes ...string) query {
+	return query{base: dn, scope: ldap.ScopeBaseObject, filter: "(objectClass=*)", attributes: attributes, limit: 1}
 }
 
 // search runs q on a pooled connection.

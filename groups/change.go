@@ -249,21 +249,26 @@ func (s *Service) Add(ctx context.Context, a Actor, name string, revision int64,
 		value, err = encodeMember(m)
 	}
 	err = s.act(ctx, a, e, err, func(*audit.Event) (int64, error) {
-		key := memberKey(g.ID, m.Kind, m.ID)
-		c := &change{key: key, plan: func(ctx context.Context, now *current) (write, error) {
-			conds, err := s.again(ctx, a, now, revision, toMembers)
-			return write{conds: conds, ops: []store.Op{{Key: key, Value: value}}}, err
-		}}
+		c := s.memberChange(a, revision, store.Op{Key: memberKey(g.ID, m.Kind, m.ID), Value: value})
 		if m.Kind == KindGroup {
 			plain := c.plan
 			c.key, c.plan = "", func(ctx context.Context, now *current) (write, error) { return s.planNest(ctx, a, now, m, plain) }
 		}
-		if revision != 0 {
-			c.key = ""
-		}
 		return s.change(ctx, g.ID, c)
 	})
 	return s.after(g.ID, err)
+}
+
+// memberChange writes one membership. It goes alone where it is made for a revision.
+func (s *Service) memberChange(a Actor, revision int64, op store.Op) *change {
+	c := &change{plan: func(ctx context.Context, now *current) (write, error) {
+		conds, err := s.again(ctx, a, now, revision, toMembers)
+		return write{conds: conds, ops: []store.Op{op}}, err
+	}}
+	if revision == 0 {
+		c.key = op.Key
+	}
+	return c
 }
 
 // prepare decides on an Add and completes m. It returns the membership that is there.
@@ -379,15 +384,7 @@ func (s *Service) Remove(ctx context.Context, a Actor, name string, revision int
 	}
 	e := audit.Event{Act: "group.member.remove", On: name, Detail: memberDetail(g, m, was)}
 	err = s.act(ctx, a, e, err, func(*audit.Event) (int64, error) {
-		key := memberKey(g.ID, kind, id)
-		c := &change{key: key, plan: func(ctx context.Context, now *current) (write, error) {
-			conds, err := s.again(ctx, a, now, revision, toMembers)
-			return write{conds: conds, ops: []store.Op{{Key: key, Delete: true}}}, err
-		}}
-		if revision != 0 {
-			c.key = ""
-		}
-		return s.change(ctx, g.ID, c)
+		return s.change(ctx, g.ID, s.memberChange(a, revision, store.Op{Key: memberKey(g.ID, kind, id), Delete: true}))
 	})
 	return s.after(g.ID, err)
 }

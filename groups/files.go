@@ -42,10 +42,13 @@ func (s *Service) file(ctx context.Context, g Group) (File, error) {
 		f.Members = append(f.Members, m)
 		return true
 	})
-	slices.SortFunc(f.Members, func(a, b Member) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(f.Members, func(a, b Member) int { return byKind(a.Ref, b.Ref) })
 	return f, err
+}
+
+// byKind orders by kind, name and id.
+func byKind(a, b Ref) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
 }
 
 // Apply makes the groups what files say, or with DryRun tells what it would do. All

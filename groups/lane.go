@@ -91,16 +91,25 @@ func (s *Service) read(ctx context.Context, id string) (*current, error) {
 // has all nesting up to it.
 func (c *current) nestedAt(ctx context.Context) (store.Cond, error) {
 	if c.nesting == nil {
-		e, err := c.s.store.Get(ctx, nestingKey)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
-			return store.Cond{}, fmt.Errorf("read nesting: %w", err)
+		revision, err := c.s.nestedAt(ctx)
+		if err != nil {
+			return store.Cond{}, err
 		}
-		if err := c.s.heard(ctx, e.Revision); err != nil {
-			return store.Cond{}, fmt.Errorf("%w: %w", ErrStale, err)
-		}
-		c.nesting = &e.Revision
+		c.nesting = &revision
 	}
 	return store.Cond{Key: nestingKey, Revision: *c.nesting}, nil
+}
+
+// nestedAt is the revision of the nesting, once the index has it.
+func (s *Service) nestedAt(ctx context.Context) (int64, error) {
+	e, err := s.store.Get(ctx, nestingKey)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return 0, fmt.Errorf("read nesting: %w", err)
+	}
+	if err := s.heard(ctx, e.Revision); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrStale, err)
+	}
+	return e.Revision, nil
 }
 
 // change sends c through the lane of a group and waits. When ctx ends before it is

@@ -220,9 +220,7 @@ func (s *Service) Everyone(ctx context.Context, a Actor, name string, limit int)
 			reach = append(reach, Reach{ref, paths})
 		}
 	}
-	slices.SortFunc(reach, func(a, b Reach) int {
-		return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID))
-	})
+	slices.SortFunc(reach, func(a, b Reach) int { return byKind(a.Ref, b.Ref) })
 	return reach, cut, nil
 }
 

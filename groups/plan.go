@@ -71,14 +71,11 @@ type step struct {
 
 // plan decides, validates and plans all.
 func (s *Service) plan(ctx context.Context, a Actor, files []File, o ApplyOptions) (*plan, error) {
-	e, err := s.store.Get(ctx, nestingKey)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Errorf("read nesting: %w", err)
+	nesting, err := s.nestedAt(ctx)
+	if err != nil {
+		return nil, err
 	}
-	if err := s.heard(ctx, e.Revision); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrStale, err)
-	}
-	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, labels: o.Prune, nesting: e.Revision}
+	p := &plan{s: s, a: a, at: whole(time.Now()), byName: map[string]*target{}, byID: map[string]*target{}, pruned: map[string]*indexed{}, labels: o.Prune, nesting: nesting}
 	if err := p.resolve(files, o); err != nil {
 		return nil, err
 	}

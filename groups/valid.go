@@ -126,13 +126,13 @@ func (s *Service) validSettings(set *Settings, old Settings) error {
 			return invalid("there is no cluster %.80q", c)
 		}
 	}
-	if err := s.validOwners(set, old); err != nil {
+	if err := s.validOwners(set); err != nil {
 		return err
 	}
 	return validLabels(set.Labels)
 }
 
-func (s *Service) validOwners(set *Settings, old Settings) error {
+func (s *Service) validOwners(set *Settings) error {
 	var owners []Ref
 	for _, o := range set.Owners {
 		if slices.ContainsFunc(owners, o.same) {

@@ -138,22 +138,16 @@ func keyTrouble(k *jose.JSONWebKey) string {
 var accountSubject = regexp.MustCompile(`^system:serviceaccount:[a-z0-9-]{1,63}:[a-z0-9.-]{1,253}$`)
 
 func (a ServiceAccountConfig) validate(path string) error {
-	var errs []error
-	if a.Issuer == "" {
-		errs = append(errs, wrong(path+".issuer", "is missing: it is iss of the cluster's service-account tokens, as `kubectl get --raw /.well-known/openid-configuration` says"))
-	}
-	if !accountSubject.MatchString(a.Subject) {
-		errs = append(errs, wrong(path+".subject", "must be system:serviceaccount:NAMESPACE:NAME"))
-	}
-	if a.Audience != "" && a.Audience == a.Issuer {
-		errs = append(errs, wrong(path+".audience", "is what API servers take by default: use another, so that a token for one is worth nothing at the other"))
-	}
+	var f Faults
+	f.When(a.Issuer == "", path+".issuer", "is missing: it is iss of the cluster's service-account tokens, as `kubectl get --raw /.well-known/openid-configuration` says")
+	f.When(!accountSubject.MatchString(a.Subject), path+".subject", "must be system:serviceaccount:NAMESPACE:NAME")
+	f.When(a.Audience != "" && a.Audience == a.Issuer, path+".audience", "is what API servers take by default: use another, so that a token for one is worth nothing at the other")
 	if _, err := parseJWKS(a.JWKS); a.JWKS == "" && a.JWKSFile == "" {
-		errs = append(errs, wrong(path+".jwksFile", "is missing: keep in it what `kubectl get --raw /openid/v1/jwks` says"))
+		f.Wrong(path+".jwksFile", "is missing: keep in it what `kubectl get --raw /openid/v1/jwks` says")
 	} else if err != nil {
-		errs = append(errs, wrong(path+".jwksFile", "%s", err))
+		f.Wrong(path+".jwksFile", "%s", err)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 // AuthenticateAssertion returns the client that an assertion proves (RFC 7523 section

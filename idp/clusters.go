@@ -20,7 +20,7 @@ func (a APIServerConfig) validate(path string) error {
 	}
 	u, err := url.Parse(a.URL)
 	if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return wrong(path+".url", "must be an https URL such as https://10.0.0.1:6443")
+		return &FieldError{path + ".url", "must be an https URL such as https://10.0.0.1:6443"}
 	}
 	return nil
 }

@@ -7,9 +7,10 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/tabard-id/tabard/internal/audit"
 )
 
 // BuiltinClient is the public client and audience of Tabard's own API and
@@ -37,7 +38,7 @@ type Config struct {
 type TokenConfig struct {
 	IDTokenLifetime  time.Duration `yaml:"idTokenLifetime,omitempty"`  // 5m
 	MinLifetime      time.Duration `yaml:"minLifetime,omitempty"`      // 1m: a membership with less left is left out
-	MaxSize          Size          `yaml:"maxSize,omitempty"`          // 16KiB, of a signed id_token
+	MaxSize          audit.Size    `yaml:"maxSize,omitempty"`          // 16KiB, of a signed id_token
 	SigningAlgorithm string        `yaml:"signingAlgorithm,omitempty"` // RS256 or ES256
 	UsernameClaim    string        `yaml:"usernameClaim,omitempty"`    // preferred_username
 	GroupsClaim      string        `yaml:"groupsClaim,omitempty"`      // groups
@@ -96,33 +97,6 @@ type ClientConfig struct {
 	Groups                 []string `yaml:"groups,omitempty"`
 	RedirectURIs           []string `yaml:"redirectURIs,omitempty"`
 	PostLogoutRedirectURIs []string `yaml:"postLogoutRedirectURIs,omitempty"`
-}
-
-// Size is a number of bytes, written as "16KiB", "1MiB" or a plain number.
-type Size int
-
-// UnmarshalText reads a Size.
-func (s *Size) UnmarshalText(b []byte) error {
-	text, unit := string(b), 1
-	for suffix, u := range map[string]int{"KiB": 1 << 10, "MiB": 1 << 20} {
-		if t, ok := strings.CutSuffix(text, suffix); ok {
-			text, unit = t, u
-		}
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(text))
-	if err != nil || n < 0 || n > 1<<20 {
-		return fmt.Errorf("%q is not a size: write 16KiB, 1MiB or a number of bytes", b)
-	}
-	*s = Size(n * unit)
-	return nil
-}
-
-// MarshalText writes a Size as UnmarshalText reads it.
-func (s Size) MarshalText() ([]byte, error) {
-	if s > 0 && s%1024 == 0 {
-		return fmt.Appendf(nil, "%dKiB", int(s)/1024), nil
-	}
-	return strconv.AppendInt(nil, int64(s), 10), nil
 }
 
 var (
@@ -208,9 +182,26 @@ type FieldError struct {
 
 func (e *FieldError) Error() string { return e.Path + ": " + e.Msg }
 
-func wrong(path, format string, args ...any) error {
-	return &FieldError{Path: path, Msg: fmt.Sprintf(format, args...)}
+// Faults collects mistakes in the configuration.
+type Faults []error
+
+// Wrong adds a *FieldError.
+func (f *Faults) Wrong(path, format string, args ...any) {
+	f.Join(&FieldError{Path: path, Msg: fmt.Sprintf(format, args...)})
 }
+
+// When is Wrong if bad is true.
+func (f *Faults) When(bad bool, path, format string, args ...any) {
+	if bad {
+		f.Wrong(path, format, args...)
+	}
+}
+
+// Join adds what others found, of which any may be nil.
+func (f *Faults) Join(errs ...error) { *f = append(*f, errs...) }
+
+// Err returns all that was added, joined; nil if that is nothing.
+func (f Faults) Err() error { return errors.Join(f...) }
 
 var (
 	nameForm     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
@@ -224,114 +215,85 @@ var reservedClaims = []string{"iss", "sub", "aud", "azp", "exp", "iat", "nbf", "
 // Validate returns every mistake, joined; each is a *FieldError. SetDefaults comes
 // before it.
 func (c Config) Validate() error {
-	errs := []error{c.Tokens.validate("tokens"), c.Sessions.validate("sessions"), c.Throttle.validate("throttle")}
+	f := Faults{c.Tokens.validate("tokens"), c.Sessions.validate("sessions"), c.Throttle.validate("throttle")}
 	if u, err := url.Parse(c.Issuer); err != nil || u.Scheme != "https" || u.Host == "" || strings.ContainsAny(c.Issuer, "?#") || u.User != nil {
-		errs = append(errs, wrong("issuer", "must be an https URL without query or fragment, because an API server accepts no other"))
+		f.Wrong("issuer", "must be an https URL without query or fragment, because an API server accepts no other")
 	}
 	ids := map[string]string{BuiltinClient: "the built-in client"}
 	take := func(id, path string) {
 		if other, taken := ids[id]; taken {
-			errs = append(errs, wrong(path, "%q is already the id of %s", id, other))
+			f.Wrong(path, "%q is already the id of %s", id, other)
 		} else if !clientIDForm.MatchString(id) {
-			errs = append(errs, wrong(path, "%q is not a client id: use letters, digits and . _ ~ : / -", id))
+			f.Wrong(path, "%q is not a client id: use letters, digits and . _ ~ : / -", id)
 		}
 		ids[id] = path
 	}
 	names, callers := map[string]bool{}, map[string]string{}
 	for i, cl := range c.Clusters {
 		path := fmt.Sprintf("clusters[%d]", i)
-		if !nameForm.MatchString(cl.Name) || names[cl.Name] {
-			errs = append(errs, wrong(path+".name", "%q must be a unique name of lower-case letters, digits and dashes", cl.Name))
-		}
+		f.When(!nameForm.MatchString(cl.Name) || names[cl.Name], path+".name", "%q must be a unique name of lower-case letters, digits and dashes", cl.Name)
 		names[cl.Name] = true
 		take(cl.ClientID, path+".clientID")
 		if cl.Tokens != c.Tokens { // else the mistake is told at the top
-			errs = append(errs, cl.Tokens.validate(path+".tokens"))
+			f.Join(cl.Tokens.validate(path + ".tokens"))
 		}
 		if cl.Sessions != c.Sessions {
-			errs = append(errs, cl.Sessions.validate(path+".sessions"))
+			f.Join(cl.Sessions.validate(path + ".sessions"))
 		}
-		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"),
+		f.Join(validateURIs(path+".redirectURIs", cl.RedirectURIs), cl.APIServer.validate(path+".apiServer"),
 			cl.Webhook.validate(path+".webhook", cl, callers))
 	}
 	for i, cl := range c.Clients {
 		path := fmt.Sprintf("clients[%d]", i)
 		take(cl.ID, path+".id")
-		if !names[cl.Cluster] {
-			errs = append(errs, wrong(path+".cluster", "there is no cluster %q", cl.Cluster))
-		}
-		errs = append(errs, c.validateProof(path, &cl)...)
-		errs = append(errs, validateURIs(path+".redirectURIs", cl.RedirectURIs), validateURIs(path+".postLogoutRedirectURIs", cl.PostLogoutRedirectURIs))
+		f.When(!names[cl.Cluster], path+".cluster", "there is no cluster %q", cl.Cluster)
+		f.Join(c.validateProof(path, &cl), validateURIs(path+".redirectURIs", cl.RedirectURIs), validateURIs(path+".postLogoutRedirectURIs", cl.PostLogoutRedirectURIs))
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func (t TokenConfig) validate(path string) error {
-	var errs []error
-	if t.IDTokenLifetime < time.Minute/6 || t.IDTokenLifetime > 24*time.Hour {
-		errs = append(errs, wrong(path+".idTokenLifetime", "%s is not between 10s and 24h", t.IDTokenLifetime))
-	}
-	if t.MinLifetime < 0 || t.MinLifetime > t.IDTokenLifetime {
-		errs = append(errs, wrong(path+".minLifetime", "%s must be positive and at most idTokenLifetime (%s)", t.MinLifetime, t.IDTokenLifetime))
-	}
-	if t.MaxSize < 1<<10 {
-		errs = append(errs, wrong(path+".maxSize", "must be at least 1KiB"))
-	}
-	if t.SigningAlgorithm != "RS256" && t.SigningAlgorithm != "ES256" {
-		errs = append(errs, wrong(path+".signingAlgorithm", "%q is not RS256 or ES256", t.SigningAlgorithm))
-	}
-	if slices.Contains(reservedClaims, t.UsernameClaim) || t.UsernameClaim == t.GroupsClaim {
-		errs = append(errs, wrong(path+".usernameClaim", "%q has a meaning of its own: choose another name", t.UsernameClaim))
-	}
-	if slices.Contains(reservedClaims, t.GroupsClaim) || t.GroupsClaim == "preferred_username" {
-		errs = append(errs, wrong(path+".groupsClaim", "%q has a meaning of its own: choose another name", t.GroupsClaim))
-	}
-	return errors.Join(errs...)
+	var f Faults
+	f.When(t.IDTokenLifetime < time.Minute/6 || t.IDTokenLifetime > 24*time.Hour, path+".idTokenLifetime", "%s is not between 10s and 24h", t.IDTokenLifetime)
+	f.When(t.MinLifetime < 0 || t.MinLifetime > t.IDTokenLifetime, path+".minLifetime", "%s must be positive and at most idTokenLifetime (%s)", t.MinLifetime, t.IDTokenLifetime)
+	f.When(t.MaxSize < 1<<10, path+".maxSize", "must be at least 1KiB")
+	f.When(t.SigningAlgorithm != "RS256" && t.SigningAlgorithm != "ES256", path+".signingAlgorithm", "%q is not RS256 or ES256", t.SigningAlgorithm)
+	f.When(slices.Contains(reservedClaims, t.UsernameClaim) || t.UsernameClaim == t.GroupsClaim, path+".usernameClaim", "%q has a meaning of its own: choose another name", t.UsernameClaim)
+	f.When(slices.Contains(reservedClaims, t.GroupsClaim) || t.GroupsClaim == "preferred_username", path+".groupsClaim", "%q has a meaning of its own: choose another name", t.GroupsClaim)
+	return f.Err()
 }
 
 func (c SessionConfig) validate(path string) error {
-	var errs []error
-	if c.IdleTimeout < time.Minute || c.IdleTimeout > c.MaxLifetime {
-		errs = append(errs, wrong(path+".idleTimeout", "%s must be at least 1m and at most maxLifetime (%s)", c.IdleTimeout, c.MaxLifetime))
-	}
-	if c.MaxLifetime > 90*24*time.Hour {
-		errs = append(errs, wrong(path+".maxLifetime", "%s is more than 90 days", c.MaxLifetime))
-	}
-	if c.RefreshGrace < 0 || c.RefreshGrace > 10*time.Minute {
-		errs = append(errs, wrong(path+".refreshGrace", "%s is not between 0s and 10m", c.RefreshGrace))
-	}
-	return errors.Join(errs...)
+	var f Faults
+	f.When(c.IdleTimeout < time.Minute || c.IdleTimeout > c.MaxLifetime, path+".idleTimeout", "%s must be at least 1m and at most maxLifetime (%s)", c.IdleTimeout, c.MaxLifetime)
+	f.When(c.MaxLifetime > 90*24*time.Hour, path+".maxLifetime", "%s is more than 90 days", c.MaxLifetime)
+	f.When(c.RefreshGrace < 0 || c.RefreshGrace > 10*time.Minute, path+".refreshGrace", "%s is not between 0s and 10m", c.RefreshGrace)
+	return f.Err()
 }
 
 func (c ThrottleConfig) validate(path string) error {
-	var errs []error
-	if c.AccountTries < 0 || c.AccountTries > 100 {
-		errs = append(errs, wrong(path+".accountTries", "%d is not between 0 (from the directory) and 100", c.AccountTries))
-	}
-	if c.AddressTries < 3 || c.AddressTries > 10_000 {
-		errs = append(errs, wrong(path+".addressTries", "%d is not between 3 and 10000", c.AddressTries))
-	}
-	if c.Window < time.Minute || c.Window > 24*time.Hour {
-		errs = append(errs, wrong(path+".window", "%s is not between 1m and 24h", c.Window))
-	}
-	return errors.Join(errs...)
+	var f Faults
+	f.When(c.AccountTries < 0 || c.AccountTries > 100, path+".accountTries", "%d is not between 0 (from the directory) and 100", c.AccountTries)
+	f.When(c.AddressTries < 3 || c.AddressTries > 10_000, path+".addressTries", "%d is not between 3 and 10000", c.AddressTries)
+	f.When(c.Window < time.Minute || c.Window > 24*time.Hour, path+".window", "%s is not between 1m and 24h", c.Window)
+	return f.Err()
 }
 
 // validateURIs accepts https, http on loopback, and private-use schemes with a dot
 // (RFC 8252 section 7.1); never a fragment, user or wildcard.
 func validateURIs(path string, uris []string) error {
-	var errs []error
+	var f Faults
 	for i, raw := range uris {
 		u, err := url.Parse(raw)
 		at := fmt.Sprintf("%s[%d]", path, i)
 		switch {
 		case err != nil || u.Scheme == "" || u.Fragment != "" || u.User != nil || strings.Contains(raw, "*") || strings.Contains(raw, "#"):
-			errs = append(errs, wrong(at, "must be an absolute URI without fragment, user or wildcard"))
+			f.Wrong(at, "must be an absolute URI without fragment, user or wildcard")
 		case u.Scheme == "https" && u.Host != "", strings.Contains(u.Scheme, "."):
 		case u.Scheme == "http" && slices.Contains([]string{"localhost", "127.0.0.1", "::1"}, u.Hostname()):
 		default:
-			errs = append(errs, wrong(at, "must be https; http is for localhost, 127.0.0.1 and [::1] alone"))
+			f.Wrong(at, "must be https; http is for localhost, 127.0.0.1 and [::1] alone")
 		}
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }

@@ -105,25 +105,6 @@ func TestDefaultsComeFromTheTop(t *testing.T) {
 	}
 }
 
-func TestSize(t *testing.T) {
-	for text, want := range map[string]Size{"16KiB": 16 << 10, "1MiB": 1 << 20, "500": 500, " 2 KiB": 2 << 10} {
-		var s Size
-		if err := s.UnmarshalText([]byte(text)); err != nil || s != want {
-			t.Errorf("%q: %d, %v", text, s, err)
-		}
-		out, _ := s.MarshalText()
-		var again Size
-		if err := again.UnmarshalText(out); err != nil || again != want {
-			t.Errorf("%q is written as %q", text, out)
-		}
-	}
-	for _, text := range []string{"", "KiB", "-1", "16KB", "99999999MiB", "1.5MiB"} {
-		if err := new(Size).UnmarshalText([]byte(text)); err == nil {
-			t.Errorf("%q was accepted", text)
-		}
-	}
-}
-
 func TestAuthenticateClient(t *testing.T) {
 	h := newHouse(t)
 	for _, c := range []struct {

@@ -158,10 +158,7 @@ func (s *Service) explainEntry(ctx context.Context, loginOrSub string) (director
 
 // explainToken prepares the token and traces what is in it, and what is not.
 func (s *Service) explainToken(ctx context.Context, entry directory.Explanation, c *Client) (Explanation, error) {
-	names := make([]string, len(entry.Groups))
-	for i, g := range entry.Groups {
-		names[i] = g.Name
-	}
+	names := groupNames(entry.Groups)
 	x := Explanation{Entry: entry, Cluster: c.Cluster, MaxSize: int(c.tokens.MaxSize)}
 	if c.rules != nil {
 		x.Required = c.rules.RequireGroups

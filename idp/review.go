@@ -53,32 +53,26 @@ func (w *WebhookConfig) validate(path string, cl ClusterConfig, taken map[string
 	if w == nil {
 		return nil
 	}
-	var errs []error
-	if len(w.Callers) == 0 {
-		errs = append(errs, wrong(path+".callers", "is missing: name a file with a secret that the API server sends"))
-	}
+	var f Faults
+	f.When(len(w.Callers) == 0, path+".callers", "is missing: name a file with a secret that the API server sends")
 	for i, c := range w.Callers {
 		at := fmt.Sprintf("%s.callers[%d]", path, i)
 		switch {
 		case c.Token == "" && c.TokenFile == "":
-			errs = append(errs, wrong(at+".tokenFile", "is missing"))
+			f.Wrong(at+".tokenFile", "is missing")
 		case c.Token == "": // the file could not be read, which is told
 		case len(c.Token) < minCaller:
-			errs = append(errs, wrong(at, "the token has fewer than %d bytes: make one with `openssl rand -base64 32`", minCaller))
+			f.Wrong(at, "the token has fewer than %d bytes: make one with `openssl rand -base64 32`", minCaller)
 		case slices.ContainsFunc([]byte(c.Token), func(b byte) bool { return b <= ' ' || b > '~' }):
-			errs = append(errs, wrong(at, "the token has a character that no header may hold: make one with `openssl rand -base64 32`"))
+			f.Wrong(at, "the token has a character that no header may hold: make one with `openssl rand -base64 32`")
 		case taken[c.Token] != "" && taken[c.Token] != cl.Name:
-			errs = append(errs, wrong(at, "cluster %s has the same token: each needs its own", taken[c.Token]))
+			f.Wrong(at, "cluster %s has the same token: each needs its own", taken[c.Token])
 		}
 		taken[c.Token] = cl.Name
 	}
-	if slices.Contains(w.Audiences, "") {
-		errs = append(errs, wrong(path+".audiences", "has an empty audience"))
-	}
-	if cl.Tokens.MaxSize > maxReviewed {
-		errs = append(errs, wrong(path, "takes tokens of at most 48KiB, and this cluster's tokens.maxSize is larger"))
-	}
-	return errors.Join(errs...)
+	f.When(slices.Contains(w.Audiences, ""), path+".audiences", "has an empty audience")
+	f.When(cl.Tokens.MaxSize > maxReviewed, path, "takes tokens of at most 48KiB, and this cluster's tokens.maxSize is larger")
+	return f.Err()
 }
 
 // Reviewer answers the API servers of one cluster.

@@ -242,11 +242,15 @@ func (s *Service) directoryGroups(ctx context.Context, d Directory, p directory.
 	if err != nil {
 		return nil, fmt.Errorf("%w: groups: %w", ErrUnavailable, err)
 	}
+	return groupNames(gs), nil
+}
+
+func groupNames(gs []directory.Group) []string {
 	names := make([]string, len(gs))
 	for i, g := range gs {
 		names[i] = g.Name
 	}
-	return names, nil
+	return names
 }
 
 // signInError turns the directory's answer to a bind into ours.

@@ -83,52 +83,44 @@ func (s *Service) ownerOf(claims idClaims) *Client {
 }
 
 // validateProof checks by what a client proves itself, and what it then gets.
-func (c Config) validateProof(path string, cc *ClientConfig) []error {
-	var errs []error
+func (c Config) validateProof(path string, cc *ClientConfig) error {
+	var f Faults
 	keys, account, ways := cc.JWKS != "" || cc.JWKSFile != "", cc.ServiceAccount != ServiceAccountConfig{}, 0
 	for _, used := range []bool{cc.Secret != "", keys, account} {
 		if used {
 			ways++
 		}
 	}
-	if ways > 1 {
-		errs = append(errs, wrong(path, "secret, jwksFile and serviceAccount exclude each other: keep one"))
-	}
-	if _, err := parseJWKS(cc.JWKS); keys && err != nil {
-		errs = append(errs, wrong(path+".jwksFile", "%s", err))
-	}
+	f.When(ways > 1, path, "secret, jwksFile and serviceAccount exclude each other: keep one")
+	_, err := parseJWKS(cc.JWKS)
+	f.When(keys && err != nil, path+".jwksFile", "%s", err)
 	if account {
-		errs = append(errs, cc.ServiceAccount.validate(path+".serviceAccount"))
+		f.Join(cc.ServiceAccount.validate(path + ".serviceAccount"))
 	}
-	if len(cc.Groups) > 0 && !keys && !account {
-		errs = append(errs, wrong(path+".groups", "needs jwksFile or serviceAccount: a token without a person is for clients with keys alone"))
-	}
-	return append(errs, c.validateOwnGroups(path+".groups", cc)...)
+	f.When(len(cc.Groups) > 0 && !keys && !account, path+".groups", "needs jwksFile or serviceAccount: a token without a person is for clients with keys alone")
+	f.Join(c.validateOwnGroups(path+".groups", cc))
+	return f.Err()
 }
 
-func (c Config) validateOwnGroups(path string, cc *ClientConfig) []error {
+func (c Config) validateOwnGroups(path string, cc *ClientConfig) error {
 	at := slices.IndexFunc(c.Clusters, func(cl ClusterConfig) bool { return cl.Name == cc.Cluster })
 	if at < 0 || len(cc.Groups) == 0 {
 		return nil
 	}
-	var errs []error
+	var f Faults
 	cl := &c.Clusters[at]
 	for i, g := range cc.Groups {
 		here := fmt.Sprintf("%s[%d]", path, i)
 		switch {
 		case reservedName(g) || g != strings.TrimSpace(g):
-			errs = append(errs, wrong(here, "%q may not be in a token", g))
+			f.Wrong(here, "%q may not be in a token", g)
 		case slices.ContainsFunc(c.DirectoryPrefixes, func(p string) bool { return strings.HasPrefix(g, p) }):
-			errs = append(errs, wrong(here, "%q begins like a directory's groups: use a name without prefix", g))
+			f.Wrong(here, "%q begins like a directory's groups: use a name without prefix", g)
 		case len(cl.Groups.apply([]string{g}, c.DirectoryPrefixes)) == 0:
-			errs = append(errs, wrong(here, "%q does not pass the groups filter of cluster %s: include it there", g, cl.Name))
+			f.Wrong(here, "%q does not pass the groups filter of cluster %s: include it there", g, cl.Name)
 		}
 	}
-	if len(cc.Groups) > maxClientGroups {
-		errs = append(errs, wrong(path, "%d groups are too many: use at most %d", len(cc.Groups), maxClientGroups))
-	}
-	if len(cl.RequireGroups) > 0 && !slices.ContainsFunc(cc.Groups, func(g string) bool { return slices.Contains(cl.RequireGroups, g) }) {
-		errs = append(errs, wrong(path, "cluster %s gives no token without one of its requireGroups: %s", cl.Name, strings.Join(cl.RequireGroups, ", ")))
-	}
-	return errs
+	f.When(len(cc.Groups) > maxClientGroups, path, "%d groups are too many: use at most %d", len(cc.Groups), maxClientGroups)
+	f.When(len(cl.RequireGroups) > 0 && !slices.ContainsFunc(cc.Groups, func(g string) bool { return slices.Contains(cl.RequireGroups, g) }), path, "cluster %s gives no token without one of its requireGroups: %s", cl.Name, strings.Join(cl.RequireGroups, ", "))
+	return f.Err()
 }

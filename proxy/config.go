@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"math"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/audit"
 )
 
@@ -147,31 +147,32 @@ func validateClusters(issuer string, clusters []ClusterConfig) error {
 	if err != nil || home.Hostname() == "" {
 		return wrong("issuer", "must be an https URL with a host")
 	}
-	var errs []error
+	var f idp.Faults
 	hosts := map[string]string{strings.ToLower(home.Hostname()): "the issuer's own: its pages would share it with pods' pages"}
 	for i, c := range clusters {
 		path := fmt.Sprintf("clusters[%d]", i)
-		errs = append(errs, c.APIServer.validate(path+".apiServer", home, c.Proxy != nil))
+		f.Join(c.APIServer.validate(path+".apiServer", home, c.Proxy != nil))
 		if c.Proxy != nil {
-			errs = append(errs, validateHosts(path+".proxy.hosts", c.Proxy.Hosts, hosts, c.Name), c.Proxy.Limits.validate(path+".proxy.limits"),
+			f.Join(validateHosts(path+".proxy.hosts", c.Proxy.Hosts, hosts, c.Name), c.Proxy.Limits.validate(path+".proxy.limits"),
 				c.Proxy.Passthrough.validate(path+".proxy.passthrough", c.APIServer))
 		}
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func (c APIServerConfig) validate(path string, home *url.URL, proxied bool) error {
-	var errs []error
+	var f idp.Faults
 	switch u, err := url.Parse(c.URL); {
 	case c.URL == "" && (c.InCluster || !proxied):
 	case c.URL == "":
-		errs = append(errs, wrong(path+".url", "is missing: the proxy needs to know where the API server is, e.g. https://10.0.0.1:6443"))
+		f.Wrong(path+".url", "is missing: the proxy needs to know where the API server is, e.g. https://10.0.0.1:6443")
 	case err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil || strings.ContainsAny(c.URL, "?#"):
-		errs = append(errs, wrong(path+".url", "must be an https URL without user, query or fragment, e.g. https://10.0.0.1:6443"))
+		f.Wrong(path+".url", "must be an https URL without user, query or fragment, e.g. https://10.0.0.1:6443")
 	case proxied && hostPort(u) == hostPort(home):
-		errs = append(errs, wrong(path+".url", "is Tabard itself: write the API server's own address"))
+		f.Wrong(path+".url", "is Tabard itself: write the API server's own address")
 	}
-	return errors.Join(append(errs, c.validateAccount(path, proxied))...)
+	f.Join(c.validateAccount(path, proxied))
+	return f.Err()
 }
 
 func hostPort(u *url.URL) string {
@@ -180,7 +181,7 @@ func hostPort(u *url.URL) string {
 
 // validateAccount sees that there is one credential where there has to be one, and never two.
 func (c APIServerConfig) validateAccount(path string, proxied bool) error {
-	var errs []error
+	var f idp.Faults
 	given := 0
 	for _, is := range []bool{c.TokenFile != "", c.CertFile != "" || c.KeyFile != "", c.Exec != nil, c.InCluster} {
 		if is {
@@ -189,24 +190,18 @@ func (c APIServerConfig) validateAccount(path string, proxied bool) error {
 	}
 	switch {
 	case given > 1:
-		errs = append(errs, wrong(path, "give one of tokenFile, certFile with keyFile, exec and inCluster: it is not clear which account the proxy is to use"))
+		f.Wrong(path, "give one of tokenFile, certFile with keyFile, exec and inCluster: it is not clear which account the proxy is to use")
 	case given == 0 && proxied:
-		errs = append(errs, wrong(path, "give the account that may impersonate and nothing else: one of tokenFile, certFile with keyFile, exec and inCluster"))
+		f.Wrong(path, "give the account that may impersonate and nothing else: one of tokenFile, certFile with keyFile, exec and inCluster")
 	}
-	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, wrong(path+".certFile", "certFile and keyFile belong together: give both"))
-	}
-	if c.Exec != nil && c.Exec.Command == "" {
-		errs = append(errs, wrong(path+".exec.command", "is missing: name the program that prints an ExecCredential"))
-	}
+	f.When((c.CertFile == "") != (c.KeyFile == ""), path+".certFile", "certFile and keyFile belong together: give both")
+	f.When(c.Exec != nil && c.Exec.Command == "", path+".exec.command", "is missing: name the program that prints an ExecCredential")
 	if c.Exec != nil {
 		for name := range c.Exec.Env {
-			if name == "" || strings.ContainsAny(name, "=\x00") {
-				errs = append(errs, wrong(path+".exec.env", "%.40q is not a name of an environment variable", name))
-			}
+			f.When(name == "" || strings.ContainsAny(name, "=\x00"), path+".exec.env", "%.40q is not a name of an environment variable", name)
 		}
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 // hostLabel is one part of a host name (RFC 1123), in lower case.
@@ -214,31 +209,30 @@ var hostLabel = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // validateHosts takes each host for name in taken, which says whose a host is.
 func validateHosts(path string, hosts []string, taken map[string]string, name string) error {
-	var errs []error
+	var f idp.Faults
 	for i, host := range hosts {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		labels := strings.Split(host, ".")
 		switch owner, is := taken[strings.ToLower(host)]; {
 		case len(host) > 253 || net.ParseIP(host) != nil || slices.ContainsFunc(labels, func(l string) bool { return !hostLabel.MatchString(l) }):
-			errs = append(errs, wrong(at, "%.80q must be a host name in lower case, without scheme, port or wildcard, e.g. prod.k8s.corp.example", host))
+			f.Wrong(at, "%.80q must be a host name in lower case, without scheme, port or wildcard, e.g. prod.k8s.corp.example", host)
 		case is:
-			errs = append(errs, wrong(at, "%q is already %s", host, owner))
+			f.Wrong(at, "%q is already %s", host, owner)
 		default:
 			taken[host] = fmt.Sprintf("that of cluster %q", name)
 		}
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 const maxRate = 100_000 // requests a second; more is as good as no limit
 
 // validate accepts zero fields, which stand for the defaults.
 func (l LimitsConfig) validate(path string) error {
-	var errs []error
+	var f idp.Faults
 	in := func(key string, value, least, most float64, unit string) {
-		if value != 0 && !(value >= least && value <= most) { // not a number is not between either
-			errs = append(errs, wrong(path+"."+key, "%g%s is not between %g%s and %g%s", value, unit, least, unit, most, unit))
-		}
+		between := value >= least && value <= most // not a number is not
+		f.When(value != 0 && !between, path+"."+key, "%g%s is not between %g%s and %g%s", value, unit, least, unit, most, unit)
 	}
 	in("inFlight", float64(l.InFlight), 1, 10_000, "")
 	in("streams", float64(l.Streams), 1, 100_000, "")
@@ -248,23 +242,21 @@ func (l LimitsConfig) validate(path string) error {
 	in("burst", float64(l.Burst), 1, maxRate, "")
 	in("maxBody", float64(l.MaxBody), 1<<10, 1<<30, " bytes")
 	in("timeout", l.Timeout.Seconds(), 1, 3_600, "s")
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func (c *PassthroughConfig) validate(path string, api APIServerConfig) error {
 	if c == nil {
 		return nil
 	}
-	var errs []error
+	var f idp.Faults
 	if c.TokenFile == "" {
-		errs = append(errs, wrong(path+".tokenFile", "is missing: give the token of an account that may create TokenReviews and nothing else"))
+		f.Wrong(path+".tokenFile", "is missing: give the token of an account that may create TokenReviews and nothing else")
 	} else if c.TokenFile == api.TokenFile {
-		errs = append(errs, wrong(path+".tokenFile", "is the one that may impersonate: give an account of its own, which may create TokenReviews and nothing else"))
+		f.Wrong(path+".tokenFile", "is the one that may impersonate: give an account of its own, which may create TokenReviews and nothing else")
 	}
 	for i, a := range c.Audiences {
-		if a == "" || len(a) > 253 || strings.ContainsFunc(a, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			errs = append(errs, wrong(fmt.Sprintf("%s.audiences[%d]", path, i), "%.80q is not an audience: write what the tokens' aud has, or leave audiences out for the API server's own", a))
-		}
+		f.When(a == "" || len(a) > 253 || strings.ContainsFunc(a, func(r rune) bool { return r <= ' ' || r == 0x7f }), fmt.Sprintf("%s.audiences[%d]", path, i), "%.80q is not an audience: write what the tokens' aud has, or leave audiences out for the API server's own", a)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/google/cel-go/common/types/traits"
 	"github.com/google/cel-go/ext"
 	"github.com/google/cel-go/parser/gen"
+
+	"github.com/tabard-id/tabard/idp"
 )
 
 const (
@@ -243,7 +245,7 @@ func (e *expression) holds(a *activation) (bool, error) {
 
 // nameZones reads each time zone that is named.
 func (x *expressions) nameZones(path string, checked *cel.Ast) error {
-	var errs []error
+	var f idp.Faults
 	refs := checked.NativeRep().ReferenceMap()
 	ast.PreOrderVisit(checked.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		if e.Kind() != ast.CallKind || len(e.AsCall().Args()) != 1 || !takesZone(refs[e.ID()]) {
@@ -255,17 +257,17 @@ func (x *expressions) nameZones(path string, checked *cel.Ast) error {
 			name, ok = arg.AsLiteral().Value().(string)
 		}
 		if !ok {
-			errs = append(errs, wrong(path, "%s: write the time zone as text, e.g. 'Europe/Berlin'", e.AsCall().FunctionName()))
+			f.Wrong(path, "%s: write the time zone as text, e.g. 'Europe/Berlin'", e.AsCall().FunctionName())
 			return
 		}
 		zone, err := loadZone(name)
 		if err != nil {
-			errs = append(errs, wrong(path, "there is no time zone %.40q here: write its name, e.g. 'Europe/Berlin', or its distance from UTC, e.g. '+02:00'", name))
+			f.Wrong(path, "there is no time zone %.40q here: write its name, e.g. 'Europe/Berlin', or its distance from UTC, e.g. '+02:00'", name)
 			return
 		}
 		x.zones[name] = zone
 	}))
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func takesZone(r *ast.ReferenceInfo) bool {
@@ -295,7 +297,7 @@ func loadZone(name string) (*time.Location, error) {
 
 // mistakes puts each of CEL's messages on one line.
 func mistakes(path string, issues *cel.Issues) error {
-	var errs []error
+	var f idp.Faults
 	for i, e := range issues.Errors() {
 		if i == 5 {
 			break
@@ -308,9 +310,9 @@ func mistakes(path string, issues *cel.Issues) error {
 		if e.Location.Line() > 0 {
 			place = fmt.Sprintf("line %d, column %d: ", e.Location.Line(), e.Location.Column()+1)
 		}
-		errs = append(errs, wrong(path, "%s%s%s", place, oneLine(e.Message), hint))
+		f.Wrong(path, "%s%s%s", place, oneLine(e.Message), hint)
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func variableNames() string {

@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -79,21 +78,21 @@ func compilePolicy(path string, rules []Rule) (*policy, error) {
 		return nil, err
 	}
 	p, taken := &policy{}, map[string]bool{}
-	var errs []error
+	var f idp.Faults
 	for i, r := range rules {
 		at := fmt.Sprintf("%s[%d]", path, i)
-		errs = append(errs, r.validate(at, taken))
+		f.Join(r.validate(at, taken))
 		taken[r.Name] = true
 		when, err := x.compile(at+".when", r.When)
 		if err != nil {
-			errs = append(errs, err)
+			f.Join(err)
 			continue
 		}
 		c := rule{r, when}
-		errs = append(errs, c.check(at+".examples"))
+		f.Join(c.check(at + ".examples"))
 		p.add(c)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := f.Err(); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -117,17 +116,16 @@ var ruleName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // validate looks at everything but the expression.
 func (r Rule) validate(path string, taken map[string]bool) error {
-	var errs []error
+	var f idp.Faults
 	switch {
 	case !ruleName.MatchString(r.Name):
-		errs = append(errs, wrong(path+".name", "%.80q must be at most 63 lower-case letters, digits and dashes, e.g. office-hours", r.Name))
+		f.Wrong(path+".name", "%.80q must be at most 63 lower-case letters, digits and dashes, e.g. office-hours", r.Name)
 	case taken[r.Name]:
-		errs = append(errs, wrong(path+".name", "%q is the name of a rule above: a refusal names its rule, so choose another", r.Name))
+		f.Wrong(path+".name", "%q is the name of a rule above: a refusal names its rule, so choose another", r.Name)
 	}
-	if r.Effect != allow && r.Effect != deny {
-		errs = append(errs, wrong(path+".effect", "%.40q is neither allow nor deny", r.Effect))
-	}
-	return errors.Join(append(errs, validWords(path+".reason", r.Reason), validWords(path+".hint", r.Hint))...)
+	f.When(r.Effect != allow && r.Effect != deny, path+".effect", "%.40q is neither allow nor deny", r.Effect)
+	f.Join(validWords(path+".reason", r.Reason), validWords(path+".hint", r.Hint))
+	return f.Err()
 }
 
 // validWords refuses what would not be shown well on one line of a terminal.
@@ -177,24 +175,24 @@ func checkExamples(path string, examples []Example, words []string, now bool, tr
 	if len(examples) > maxExamples {
 		return wrong(path, "%d examples are more than %d", len(examples), maxExamples)
 	}
-	var errs []error
+	var f idp.Faults
 	for i, e := range examples {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		if !slices.Contains(words, e.Want) {
-			errs = append(errs, wrong(at+".want", "%.40q is neither %s nor %s", e.Want, words[0], words[1]))
+			f.Wrong(at+".want", "%.40q is neither %s nor %s", e.Want, words[0], words[1])
 			continue
 		}
 		if now && e.Now.IsZero() {
-			errs = append(errs, wrong(at+".now", "is missing, and a rule looks at the time: write e.g. 2026-11-23T03:00:00+01:00"))
+			f.Wrong(at+".now", "is missing, and a rule looks at the time: write e.g. 2026-11-23T03:00:00+01:00")
 			continue
 		}
 		if got, err := try(e.input()); err != nil {
-			errs = append(errs, wrong(at, "cannot be evaluated: %v", err))
+			f.Wrong(at, "cannot be evaluated: %v", err)
 		} else if word, _, _ := strings.Cut(got, " "); word != e.Want {
-			errs = append(errs, wrong(at, "want %s, but it is %s: correct the rule or the example", e.Want, got))
+			f.Wrong(at, "want %s, but it is %s: correct the rule or the example", e.Want, got)
 		}
 	}
-	return errors.Join(errs...)
+	return f.Err()
 }
 
 func (e *Example) input() *Input {
@@ -321,18 +319,16 @@ func compileAudit(path string, rules []AuditRule) (*auditRules, error) {
 		return nil, err
 	}
 	a := &auditRules{}
-	var errs []error
+	var f idp.Faults
 	for i, r := range rules {
 		at := fmt.Sprintf("%s[%d]", path, i)
 		level, ok := auditLevels[r.Level]
-		if !ok {
-			errs = append(errs, wrong(at+".level", "%.40q is none of none, metadata and full", r.Level))
-		}
+		f.When(!ok, at+".level", "%.40q is none of none, metadata and full", r.Level)
 		when, err := x.compile(at+".when", r.When)
-		errs = append(errs, err)
+		f.Join(err)
 		a.when, a.levels = append(a.when, when), append(a.levels, level)
 	}
-	if err := errors.Join(errs...); err != nil {
+	if err := f.Err(); err != nil {
 		return nil, err
 	}
 	return a, nil

@@ -166,11 +166,7 @@ func (s *Site) caller(r *http.Request) (caller, error) {
 // listClusters tells where the caller can go, so that a kubeconfig can be made.
 func listClusters(_ *http.Request, c caller) (int, any, error) {
 	open, err := c.clusters()
-	list := api.ClusterList{Clusters: make([]api.Cluster, 0, len(open))}
-	for _, cl := range open {
-		list.Clusters = append(list.Clusters, api.Cluster{Name: cl.Name, ClientID: cl.ClientID, APIServer: cl.APIServer.URL, CA: cl.APIServer.CA, Proxied: cl.APIServer.Proxied})
-	}
-	return http.StatusOK, list, err
+	return http.StatusOK, api.ClusterList{Clusters: each(open, wireCluster)}, err
 }
 
 func when(t time.Time) *time.Time {

@@ -113,16 +113,9 @@ func (a *apiServer) applyFiles(r *http.Request, c caller) (int, any, error) {
 }
 
 func wireApplied(changes []groups.Applied, dryRun bool) api.Applied {
-	out := api.Applied{DryRun: dryRun, Changes: make([]api.AppliedChange, 0, len(changes))}
-	for _, ch := range changes {
-		one := api.AppliedChange{Act: ch.Act, Group: ch.Group, Diff: ch.Diff}
-		if ch.Member != nil {
-			ref := wireRef(*ch.Member)
-			one.Member = &ref
-		}
-		out.Changes = append(out.Changes, one)
-	}
-	return out
+	return api.Applied{DryRun: dryRun, Changes: each(changes, func(ch groups.Applied) api.AppliedChange {
+		return api.AppliedChange{Act: ch.Act, Group: ch.Group, Diff: ch.Diff, Member: maybe(ch.Member, wireRef)}
+	})}
 }
 
 // files resolves the people whom files name by login. Administrators' subs are taken as
@@ -167,18 +160,17 @@ type lookup struct {
 
 // ref is who w names, for the group of that name.
 func (l *lookup) ref(ctx context.Context, group string, w api.Who) (groups.Ref, error) {
+	ref, ok := oneOf(w.Person, w.DirectoryGroup, w.Group)
 	switch {
-	case w.Person != "" && w.DirectoryGroup == "" && w.Group == "":
+	case !ok:
+		return ref, &fault{
+			Status: 422, Title: "Who is missing", Code: "invalid",
+			Detail: fmt.Sprintf("Group %q: name one person, one directoryGroup or one group for each owner and member.", group),
+		}
+	case ref.Kind == groups.KindPerson:
 		return l.person(ctx, group, w)
-	case w.DirectoryGroup != "" && w.Person == "" && w.Group == "":
-		return groups.Ref{Kind: groups.KindDirectoryGroup, ID: w.DirectoryGroup, Name: w.DirectoryGroup}, nil
-	case w.Group != "" && w.Person == "" && w.DirectoryGroup == "":
-		return groups.Ref{Kind: groups.KindGroup, Name: w.Group}, nil
 	}
-	return groups.Ref{}, &fault{
-		Status: 422, Title: "Who is missing", Code: "invalid",
-		Detail: fmt.Sprintf("Group %q: name one person, one directoryGroup or one group for each owner and member.", group),
-	}
+	return ref, nil
 }
 
 func (l *lookup) person(ctx context.Context, group string, w api.Who) (groups.Ref, error) {

@@ -23,16 +23,17 @@ const (
 	editRetries = 10 // of a change of labels that names no version
 )
 
-// pageOf reads limit and cursor.
-func pageOf(q url.Values, most int) (groups.Page, error) {
-	p := groups.Page{Cursor: q.Get("cursor")}
-	if q.Has("limit") {
-		var err error
+// paged is query of a listing: it reads cursor and limit, which is some unless it was
+// given and at most most.
+func paged(r *http.Request, some, most int, known ...string) (url.Values, groups.Page, error) {
+	q, err := query(r, known...)
+	p := groups.Page{Cursor: q.Get("cursor"), Limit: some}
+	if err == nil && q.Has("limit") {
 		if p.Limit, err = strconv.Atoi(q.Get("limit")); err != nil || p.Limit < 1 || p.Limit > most {
-			return p, badQuery(fmt.Sprintf("limit is a number from 1 to %d.", most))
+			err = badQuery(fmt.Sprintf("limit is a number from 1 to %d.", most))
 		}
 	}
-	return p, nil
+	return q, p, err
 }
 
 // flag reads a parameter that is true or false.
@@ -123,7 +124,7 @@ func (a *apiServer) subOf(ctx context.Context, c caller, loginOrSub string) (str
 }
 
 func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, append([]string{"limit", "cursor"}, filterNames...)...)
+	q, p, err := paged(r, 0, 1000, append([]string{"limit", "cursor"}, filterNames...)...)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -131,16 +132,8 @@ func (a *apiServer) listGroups(r *http.Request, c caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	p, err := pageOf(q, 1000)
-	if err != nil {
-		return 0, nil, err
-	}
 	found, next, err := a.groups.List(r.Context(), c.actor, f, p)
-	list := api.GroupList{Groups: make([]api.Group, 0, len(found)), Next: next}
-	for _, g := range found {
-		list.Groups = append(list.Groups, wireGroup(g))
-	}
-	return http.StatusOK, list, err
+	return http.StatusOK, api.GroupList{Groups: each(found, wireGroup), Next: next}, err
 }
 
 func (a *apiServer) createGroup(r *http.Request, c caller) (int, any, error) {

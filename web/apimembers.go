@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
@@ -34,30 +35,19 @@ func (a *apiServer) isSub(s string) bool {
 
 // searchPeople is the pick list of who adds members.
 func (a *apiServer) searchPeople(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "q", "limit")
+	q, p, err := paged(r, pickList, pickList, "q", "limit")
 	if err != nil {
 		return 0, nil, err
-	}
-	p, err := pageOf(q, pickList)
-	if err != nil {
-		return 0, nil, err
-	}
-	if p.Limit == 0 {
-		p.Limit = pickList
 	}
 	if err := a.groups.MayLookUp(r.Context(), c.actor); err != nil {
 		return 0, nil, err
 	}
 	found, err := a.idp.SearchPeople(r.Context(), q.Get("q"), p.Limit)
-	return http.StatusOK, api.PeopleList{People: wirePeople(found), Cut: len(found) == p.Limit}, err
+	return http.StatusOK, api.PeopleList{People: each(found, wirePerson), Cut: len(found) == p.Limit}, err
 }
 
 func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "kind", "q", "cursor", "limit")
-	if err != nil {
-		return 0, nil, err
-	}
-	p, err := pageOf(q, 1000)
+	q, p, err := paged(r, 0, 1000, "kind", "q", "cursor", "limit")
 	if err != nil {
 		return 0, nil, err
 	}
@@ -68,16 +58,26 @@ func (a *apiServer) listMembers(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, badQuery("kind is person, directoryGroup or group.")
 	}
 	found, next, err := a.groups.Members(r.Context(), c.actor, r.PathValue("name"), f, p)
-	list := api.MemberList{Members: make([]api.Member, 0, len(found)), Next: next}
-	for _, m := range found {
-		list.Members = append(list.Members, wireMember(m, a.now()))
-	}
-	return http.StatusOK, list, err
+	return http.StatusOK, api.MemberList{Members: each(found, asOf(a.now()).member), Next: next}, err
 }
 
 func (a *apiServer) getMember(r *http.Request, c caller) (int, any, error) {
 	m, err := a.groups.Member(r.Context(), c.actor, r.PathValue("name"), groups.Kind(r.PathValue("kind")), r.PathValue("id"))
-	return http.StatusOK, wireMember(m, a.now()), err
+	return http.StatusOK, asOf(a.now()).member(m), err
+}
+
+// oneOf is the one that is named, of a person the kind alone; false unless there is
+// just one.
+func oneOf(person, directoryGroup, group string) (groups.Ref, bool) {
+	switch {
+	case person != "" && directoryGroup == "" && group == "":
+		return groups.Ref{Kind: groups.KindPerson}, true
+	case directoryGroup != "" && person == "" && group == "":
+		return groups.Ref{Kind: groups.KindDirectoryGroup, ID: directoryGroup, Name: directoryGroup}, true
+	case group != "" && person == "" && directoryGroup == "":
+		return groups.Ref{Kind: groups.KindGroup, Name: group}, true
+	}
+	return groups.Ref{}, false
 }
 
 // addMember answers the group, whose version is another one now. It looks nobody up for
@@ -88,14 +88,8 @@ func (a *apiServer) addMember(r *http.Request, c caller) (int, any, error) {
 		return 0, nil, err
 	}
 	m := groups.Member{Begin: instant(in.Begin), End: instant(in.End), Reason: in.Reason}
-	switch {
-	case in.Person != "" && in.DirectoryGroup == "" && in.Group == "":
-		m.Kind = groups.KindPerson
-	case in.DirectoryGroup != "" && in.Person == "" && in.Group == "":
-		m.Ref = groups.Ref{Kind: groups.KindDirectoryGroup, ID: in.DirectoryGroup, Name: in.DirectoryGroup}
-	case in.Group != "" && in.Person == "" && in.DirectoryGroup == "":
-		m.Ref = groups.Ref{Kind: groups.KindGroup, Name: in.Group}
-	default:
+	var ok bool
+	if m.Ref, ok = oneOf(in.Person, in.DirectoryGroup, in.Group); !ok {
 		return 0, nil, &fault{Status: 422, Title: "Who is missing", Code: "invalid", Detail: "Name one person, one directory group or one group."}
 	}
 	name := r.PathValue("name")
@@ -127,16 +121,9 @@ func (a *apiServer) removeMember(r *http.Request, c caller) (int, any, error) {
 // listEveryone answers who gets the group, nested; with people=true also who is in the
 // directory groups on the way. One that cannot be read says so in its place.
 func (a *apiServer) listEveryone(r *http.Request, c caller) (int, any, error) {
-	q, err := query(r, "limit", "people")
+	q, p, err := paged(r, 1000, maxEveryone, "limit", "people")
 	if err != nil {
 		return 0, nil, err
-	}
-	p, err := pageOf(q, maxEveryone)
-	if err != nil {
-		return 0, nil, err
-	}
-	if p.Limit == 0 {
-		p.Limit = 1000
 	}
 	people, err := flag(q, "people")
 	if err != nil {
@@ -146,10 +133,7 @@ func (a *apiServer) listEveryone(r *http.Request, c caller) (int, any, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	out := api.Everyone{Everyone: make([]api.Reach, 0, len(reach)), Cut: cut}
-	for _, one := range reach {
-		out.Everyone = append(out.Everyone, wireReach(one, a.now()))
-	}
+	out := api.Everyone{Everyone: each(reach, asOf(a.now()).reach), Cut: cut}
 	if people {
 		err = a.openUp(r.Context(), out.Everyone)
 	}
@@ -176,9 +160,9 @@ func (a *apiServer) openUp(ctx context.Context, all []api.Reach) error {
 			one.Problem = explain(err).Title
 			continue
 		}
-		for _, m := range found.People {
-			one.People = append(one.People, api.GroupPerson{Person: wirePerson(m.Person), Path: m.Path})
-		}
+		one.People = each(found.People, func(m directory.Member) api.GroupPerson {
+			return api.GroupPerson{Person: wirePerson(m.Person), Path: m.Path}
+		})
 		one.PeopleCut, one.Unreadable = found.More, found.Unreadable
 	}
 	return nil

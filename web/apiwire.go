@@ -5,8 +5,27 @@ import (
 
 	"github.com/tabard-id/tabard/directory"
 	"github.com/tabard-id/tabard/groups"
+	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
 )
+
+// each is f of each of all; never nil, so that JSON has an array.
+func each[T, U any](all []T, f func(T) U) []U {
+	out := make([]U, len(all))
+	for i, one := range all {
+		out[i] = f(one)
+	}
+	return out
+}
+
+// maybe is f of what v points to; nil for nil.
+func maybe[T, U any](v *T, f func(T) U) *U {
+	if v == nil {
+		return nil
+	}
+	out := f(*v)
+	return &out
+}
 
 // wireGroup is g as the API tells it.
 func wireGroup(g groups.Group) api.Group {
@@ -17,19 +36,19 @@ func wireGroup(g groups.Group) api.Group {
 		ID: g.ID, Created: when(g.Created), CreatedBy: g.CreatedBy, CreatedByName: g.CreatedByName,
 		MemberCount: g.Members, ETag: etag(g.Revision),
 	}
-	for _, o := range g.Owners {
-		out.Owners = append(out.Owners, wireRef(o))
-	}
-	for _, f := range g.Formerly {
-		out.Formerly = append(out.Formerly, api.FormerName{Name: f.Name, Until: f.Until, By: f.By, ByName: f.ByName})
-	}
+	out.Owners = each(g.Owners, wireRef)
+	out.Formerly = each(g.Formerly, func(f groups.FormerName) api.FormerName { return api.FormerName(f) })
 	return out
 }
 
 func wireRef(r groups.Ref) api.Ref { return api.Ref{Kind: string(r.Kind), ID: r.ID, Name: r.Name} }
 
-// wireMember is m as the API tells it.
-func wireMember(m groups.Member, now time.Time) api.Member {
+// asOf is when something is told: what counts, has ended or waits hangs on it.
+type asOf time.Time
+
+// member is m as the API tells it.
+func (at asOf) member(m groups.Member) api.Member {
+	now := time.Time(at)
 	return api.Member{
 		Ref: wireRef(m.Ref), Begin: when(m.Begin), End: when(m.End),
 		Ended: !m.End.IsZero() && !m.End.After(now), Pending: m.Begin.After(now), Reason: m.Reason,
@@ -37,31 +56,20 @@ func wireMember(m groups.Member, now time.Time) api.Member {
 	}
 }
 
-// wirePath is p as the API tells it.
-func wirePath(p groups.Path, now time.Time) api.Path {
-	out := api.Path{Clusters: p.Clusters, Begin: when(p.Begin), End: when(p.End), Counts: true}
-	for _, st := range p.Steps {
-		out.Steps = append(out.Steps, api.Step{Group: st.Group, Member: wireMember(st.Member, now)})
-		out.Counts = out.Counts && st.Member.CountsAt(now)
+// path is p as the API tells it.
+func (at asOf) path(p groups.Path) api.Path {
+	return api.Path{
+		Clusters: p.Clusters, Begin: when(p.Begin), End: when(p.End), Counts: counts(p, time.Time(at)),
+		Steps: each(p.Steps, func(st groups.Step) api.Step { return api.Step{Group: st.Group, Member: at.member(st.Member)} }),
 	}
-	return out
 }
 
-func wireReach(r groups.Reach, now time.Time) api.Reach {
-	out := api.Reach{Ref: wireRef(r.Ref), Paths: make([]api.Path, 0, len(r.Paths))}
-	for _, p := range r.Paths {
-		out.Paths = append(out.Paths, wirePath(p, now))
-	}
-	return out
+func (at asOf) reach(r groups.Reach) api.Reach {
+	return api.Reach{Ref: wireRef(r.Ref), Paths: each(r.Paths, at.path)}
 }
 
-// wirePeople is never nil, so that JSON has an array.
-func wirePeople(found []directory.Person) []api.Person {
-	out := make([]api.Person, 0, len(found))
-	for _, p := range found {
-		out = append(out, wirePerson(p))
-	}
-	return out
+func wireCluster(c idp.ClusterConfig) api.Cluster {
+	return api.Cluster{Name: c.Name, ClientID: c.ClientID, APIServer: c.APIServer.URL, CA: c.APIServer.CA, Proxied: c.APIServer.Proxied}
 }
 
 func wirePerson(p directory.Person) api.Person {
@@ -70,17 +78,14 @@ func wirePerson(p directory.Person) api.Person {
 
 // wireFile is f as the API tells it.
 func wireFile(f groups.File) api.File {
-	out := api.File{
+	return api.File{
 		Name: f.Name, Description: f.Description, Clusters: f.Clusters, Labels: f.Labels, Requestable: f.Requestable,
-		Members: make([]api.FileMember, 0, len(f.Members)),
+		Owners: each(f.Owners, wireWho), Members: each(f.Members, wireFileMember),
 	}
-	for _, o := range f.Owners {
-		out.Owners = append(out.Owners, wireWho(o))
-	}
-	for _, m := range f.Members {
-		out.Members = append(out.Members, api.FileMember{Who: wireWho(m.Ref), Begin: when(m.Begin), End: when(m.End), Reason: m.Reason})
-	}
-	return out
+}
+
+func wireFileMember(m groups.Member) api.FileMember {
+	return api.FileMember{Who: wireWho(m.Ref), Begin: when(m.Begin), End: when(m.End), Reason: m.Reason}
 }
 
 func wireWho(r groups.Ref) api.Who {

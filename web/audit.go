@@ -238,9 +238,7 @@ func (s *Site) showAudit(w http.ResponseWriter, r *http.Request, v visitor) erro
 		return err
 	}
 	data.AuditPage = page
-	for _, e := range page.Events {
-		data.Rows = append(data.Rows, s.auditRow(e))
-	}
+	data.Rows = each(page.Events, s.auditRow)
 	if page.Next != "" {
 		older := without(asked, "cursor")
 		older.Set("cursor", page.Next)

@@ -26,13 +26,10 @@ func (s *Site) renderDevice(w http.ResponseWriter, status int, v visitor, f devi
 // enterCode answers with the confirmation page, at the same address: it has no
 // link of its own.
 func (s *Site) enterCode(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	code := r.PostForm.Get("user_code")
 	waiting, err := s.idp.Device(r.Context(), code)
 	if err != nil {
-		return s.refuseCode(w, r, v, code, err)
+		return s.refuseCode(w, v, code, err)
 	}
 	return s.render(w, http.StatusOK, "deviceconfirm", s.pageFor(v, "", "Let a device in?", struct {
 		idp.DeviceRequest
@@ -41,15 +38,12 @@ func (s *Site) enterCode(w http.ResponseWriter, r *http.Request, v visitor) erro
 }
 
 func (s *Site) decideDevice(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	code, decision := r.PostForm.Get("user_code"), r.PostForm.Get("decision")
 	if decision != "allow" && decision != "deny" {
 		return errBadForm
 	}
 	if err := s.idp.DecideDevice(r.Context(), v.sess, code, decision == "allow"); err != nil {
-		return s.refuseCode(w, r, v, code, err)
+		return s.refuseCode(w, v, code, err)
 	}
 	if decision == "deny" {
 		return s.see(w, r, "/device/done?denied=1")
@@ -59,7 +53,7 @@ func (s *Site) decideDevice(w http.ResponseWriter, r *http.Request, v visitor) e
 
 // refuseCode brings the form back for a code that is not good, and an error page
 // for the rest.
-func (s *Site) refuseCode(w http.ResponseWriter, r *http.Request, v visitor, code string, err error) error {
+func (s *Site) refuseCode(w http.ResponseWriter, v visitor, code string, err error) error {
 	f := deviceForm{Code: code}
 	switch {
 	case errors.Is(err, idp.ErrExpired):

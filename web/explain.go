@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/tabard-id/tabard/directory"
+	"github.com/tabard-id/tabard/groups"
 	"github.com/tabard-id/tabard/idp"
 	"github.com/tabard-id/tabard/internal/api"
 )
@@ -36,42 +36,32 @@ func (a *apiServer) getExplanation(r *http.Request, c caller) (int, any, error) 
 	if err != nil {
 		return 0, nil, err
 	}
-	return http.StatusOK, wireExplanation(x, a.now()), nil
+	return http.StatusOK, wireExplanation(x, asOf(a.now())), nil
 }
 
 // wireExplanation is x as the API tells it.
-func wireExplanation(x idp.Explanation, now time.Time) api.Explanation {
+func wireExplanation(x idp.Explanation, at asOf) api.Explanation {
 	p := x.Entry.Person
-	out := api.Explanation{
+	return api.Explanation{
 		Person: api.ExplainedPerson{
 			Directory: p.Directory, DN: p.DN, Sub: p.Sub(), Username: p.Username, Name: p.Name, Email: p.Email,
 			State: string(p.State), Account: accountInWords(p.State), PasswordChanged: when(p.PasswordChanged),
 		},
-		Strategy: x.Entry.Strategy, Queries: []api.ExplainedQuery{}, Groups: []api.ExplainedGroup{}, LeftOut: []api.LeftOut{},
+		Strategy: x.Entry.Strategy,
+		Queries: each(x.Entry.Queries, func(q directory.Query) api.ExplainedQuery {
+			return api.ExplainedQuery{
+				Doing: q.Doing, Base: q.Base, Filter: q.Filter, Entries: q.Entries, Error: q.Error,
+				Milliseconds: float64(q.Took.Microseconds()) / 1000,
+			}
+		}),
+		Groups: each(x.Groups, func(g idp.ExplainedGroup) api.ExplainedGroup {
+			return api.ExplainedGroup{Name: g.Name, Path: g.Path, Paths: each(g.Paths, at.path)}
+		}),
+		LeftOut: each(x.LeftOut, func(l idp.LeftOut) api.LeftOut {
+			return api.LeftOut{Name: l.Name, DN: l.DN, Rule: l.Rule, Path: maybe(l.Path, at.path)}
+		}),
 		Token: api.ExplainedToken{Cluster: x.Cluster, RequireGroups: x.Required, Refused: x.Refused, Claims: x.Claims, Size: x.Size, MaxSize: x.MaxSize, SizeAdvice: x.SizeAdvice},
 	}
-	for _, q := range x.Entry.Queries {
-		out.Queries = append(out.Queries, api.ExplainedQuery{
-			Doing: q.Doing, Base: q.Base, Filter: q.Filter, Entries: q.Entries, Error: q.Error,
-			Milliseconds: float64(q.Took.Microseconds()) / 1000,
-		})
-	}
-	for _, g := range x.Groups {
-		e := api.ExplainedGroup{Name: g.Name, Path: g.Path}
-		for _, p := range g.Paths {
-			e.Paths = append(e.Paths, wirePath(p, now))
-		}
-		out.Groups = append(out.Groups, e)
-	}
-	for _, l := range x.LeftOut {
-		e := api.LeftOut{Name: l.Name, DN: l.DN, Rule: l.Rule}
-		if l.Path != nil {
-			p := wirePath(*l.Path, now)
-			e.Path = &p
-		}
-		out.LeftOut = append(out.LeftOut, e)
-	}
-	return out
 }
 
 // explainPage is the form, and what it was asked.
@@ -110,12 +100,7 @@ func (s *Site) traced(v visitor, x idp.Explanation) (in []inToken, out []leftOut
 		in = append(in, one)
 	}
 	for _, l := range x.LeftOut {
-		one := leftOut{LeftOut: l}
-		if l.Path != nil {
-			p := s.pathView(v, *l.Path)
-			one.Path = &p
-		}
-		out = append(out, one)
+		out = append(out, leftOut{l, maybe(l.Path, func(p groups.Path) pathView { return s.pathView(v, p) })})
 	}
 	return in, out
 }

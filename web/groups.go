@@ -197,9 +197,6 @@ func withQuery(path string, q url.Values) string {
 // createGroup makes a group. Where people would take its name for that of another, it
 // asks first.
 func (s *Site) createGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	name, description := strings.TrimSpace(r.PostForm.Get("name")), strings.TrimSpace(r.PostForm.Get("description"))
 	if alike := s.groups.Lookalikes(name); v.admin && len(alike) > 0 && r.PostForm.Get("sure") != name {
 		return s.confirm(w, http.StatusOK, v, "", "Create "+name, confirmation{

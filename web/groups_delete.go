@@ -80,9 +80,6 @@ func (s *Site) ownedThrough(ctx context.Context, a groups.Actor, g groups.Group)
 // deleteGroup deletes the group as it was when the effect was named; where it has
 // changed since, the effect is named again.
 func (s *Site) deleteGroup(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	revision, err := strconv.ParseInt(r.PostForm.Get("revision"), 10, 64)
 	if err != nil || revision <= 0 {
 		return errBadForm

@@ -160,9 +160,6 @@ func (s *Site) renameWords(v visitor, g groups.Group) []string {
 // readSettings takes the form from a post. Who is no administrator changes the
 // description alone, whatever else was sent.
 func readSettings(r *http.Request, g groups.Group, rights groups.Rights) (settingsForm, error) {
-	if err := parseForm(r); err != nil {
-		return settingsForm{}, err
-	}
 	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
 	f, err := formOf(g.Settings)
 	if err != nil {
@@ -365,11 +362,7 @@ func (s *Site) differing(w http.ResponseWriter, v visitor, data settingsPage, no
 }
 
 func ownerLines(owners []groups.Ref) string {
-	lines := make([]string, len(owners))
-	for i, o := range owners {
-		lines[i] = party{Ref: o}.Shown()
-	}
-	return strings.Join(lines, "\n")
+	return strings.Join(each(owners, func(o groups.Ref) string { return party{Ref: o}.Shown() }), "\n")
 }
 
 // confirmRename names the effect of a new name, and the names it looks like.

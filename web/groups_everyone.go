@@ -73,11 +73,7 @@ func (s *Site) showEveryone(w http.ResponseWriter, r *http.Request, v visitor) e
 
 func (s *Site) ways(v visitor, all []groups.Path) []way {
 	now := s.cfg.Now()
-	out := make([]way, len(all))
-	for i, p := range all {
-		out[i] = way{s.pathView(v, p), counts(p, now)}
-	}
-	return out
+	return each(all, func(p groups.Path) way { return way{s.pathView(v, p), counts(p, now)} })
 }
 
 // openGroup asks the directory who is in one of its groups. That it does not answer is

@@ -104,9 +104,9 @@ func (s *Site) renderGroup(w http.ResponseWriter, r *http.Request, status int, v
 	data.Rights = s.groups.RightsOn(v.actor, data.Name)
 	data.Kept = !data.Rights.Members && s.groups.Owns(v.actor, data.Settings)
 	data.LabelList, data.OwnerList = s.labels(data.Labels), s.parties(v, data.Owners)
-	for _, name := range s.groups.Containing(v.actor, data.Name) {
-		data.In = append(data.In, s.party(v, groups.Ref{Kind: groups.KindGroup, Name: name}))
-	}
+	data.In = each(s.groups.Containing(v.actor, data.Name), func(name string) party {
+		return s.party(v, groups.Ref{Kind: groups.KindGroup, Name: name})
+	})
 	if data.Mine, err = s.ownWays(r.Context(), v, data.Name); err != nil {
 		return err
 	}
@@ -154,17 +154,12 @@ func (s *Site) listMembers(r *http.Request, v visitor, data *groupPage) error {
 	if err != nil {
 		return badPage(err, page)
 	}
-	for _, m := range found {
-		data.Listed = append(data.Listed, memberRow{m, s.party(v, m.Ref)})
-	}
+	data.Listed = each(found, func(m groups.Member) memberRow { return memberRow{m, s.party(v, m.Ref)} })
 	data.First, data.Next = turnPages(s.url(groupPath(data.Name)), q, next)
 	return nil
 }
 
 func (s *Site) addMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	get := func(key string) string { return strings.TrimSpace(r.PostForm.Get(key)) }
 	form := addForm{get("kind"), get("who"), get("from"), get("for"), get("reason"), get("change")}
 	did, err := s.addTyped(r.Context(), v, r.PathValue("name"), form)
@@ -334,9 +329,6 @@ func itOrThem(n int) string {
 }
 
 func (s *Site) removeMember(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	name := r.PathValue("name")
 	_, err := s.groups.Remove(r.Context(), v.actor, name, 0, groups.Kind(r.PostForm.Get("kind")), r.PostForm.Get("id"))
 	if err != nil {

@@ -48,11 +48,7 @@ func (s *Site) party(v visitor, ref groups.Ref) party {
 }
 
 func (s *Site) parties(v visitor, refs []groups.Ref) []party {
-	out := make([]party, len(refs))
-	for i, ref := range refs {
-		out[i] = s.party(v, ref)
-	}
-	return out
+	return each(refs, func(ref groups.Ref) party { return s.party(v, ref) })
 }
 
 // groupHref is the page of a local group, "" where the visitor may not see it.
@@ -77,19 +73,14 @@ type step struct {
 }
 
 func (s *Site) pathView(v visitor, p groups.Path) pathView {
-	out := pathView{From: s.party(v, p.From()), Begin: p.Begin, End: p.End}
-	for _, st := range p.Steps {
-		out.Steps = append(out.Steps, step{st.Group, s.groupHref(v, st.Group), st.Member})
+	return pathView{
+		From: s.party(v, p.From()), Begin: p.Begin, End: p.End,
+		Steps: each(p.Steps, func(st groups.Step) step { return step{st.Group, s.groupHref(v, st.Group), st.Member} }),
 	}
-	return out
 }
 
 func (s *Site) paths(v visitor, all []groups.Path) []pathView {
-	out := make([]pathView, len(all))
-	for i, p := range all {
-		out[i] = s.pathView(v, p)
-	}
-	return out
+	return each(all, func(p groups.Path) pathView { return s.pathView(v, p) })
 }
 
 // counts reports whether every membership of p has begun and none has ended.

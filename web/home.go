@@ -57,10 +57,9 @@ func (s *Site) localAccess(ctx context.Context, v visitor) ([]access, error) {
 	if err != nil {
 		return nil, fmt.Errorf("why %s is in groups: %w", v.sess.Sub, err)
 	}
-	var out []access
-	for _, g := range in {
-		out = append(out, access{Name: g.Group, Href: s.url(groupPath(g.Group)), Clusters: g.Clusters, End: g.End})
-	}
+	out := each(in, func(g groups.Effective) access {
+		return access{Name: g.Group, Href: s.url(groupPath(g.Group)), Clusters: g.Clusters, End: g.End}
+	})
 	now := s.cfg.Now()
 	for _, p := range why {
 		i := slices.IndexFunc(out, func(a access) bool { return a.Name == p.Group() })

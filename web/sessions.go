@@ -109,11 +109,7 @@ func (a *apiServer) rotateKeys(r *http.Request, c caller) (int, any, error) {
 }
 
 func wireKeys(keys []idp.KeyInfo) api.KeyList {
-	list := api.KeyList{Keys: make([]api.Key, 0, len(keys))}
-	for _, k := range keys {
-		list.Keys = append(list.Keys, api.Key{ID: k.ID, Algorithm: k.Algorithm, State: k.State, Signs: k.Signs, Encrypted: k.Encrypted})
-	}
-	return list
+	return api.KeyList{Keys: each(keys, func(k idp.KeyInfo) api.Key { return api.Key(k) })}
 }
 
 // sessionsPage is a person's sessions, for administrators anybody's.
@@ -142,9 +138,6 @@ func (s *Site) listSessions(w http.ResponseWriter, r *http.Request, v visitor) e
 }
 
 func (s *Site) endSession(w http.ResponseWriter, r *http.Request, v visitor) error {
-	if err := parseForm(r); err != nil {
-		return err
-	}
 	if err := sessionGone(s.idp.EndSession(r.Context(), v.actor, v.admin, r.PostForm.Get("id"))); err != nil {
 		return err
 	}

@@ -135,10 +135,13 @@ type visitor struct {
 }
 
 // member lets in only who is signed in; others go by the sign-in page, also those
-// whose session ends meanwhile.
+// whose session ends meanwhile. What they post is in r.PostForm.
 func (s *Site) member(h func(http.ResponseWriter, *http.Request, visitor) error) http.Handler {
 	return s.page(func(w http.ResponseWriter, r *http.Request) error {
 		v, err := s.visitor(r)
+		if err == nil && r.Method == http.MethodPost {
+			err = parseForm(r)
+		}
 		if err == nil {
 			err = h(w, r, v)
 		}

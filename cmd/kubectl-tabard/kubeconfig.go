@@ -78,7 +78,7 @@ func makeKubeconfig(cmd *cobra.Command, o *options, names []string, prefix strin
 		switch {
 		case len(names) > 0 && !slices.Contains(names, cl.Name):
 		case cl.APIServer == "":
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s is left out: the server does not know its API server (clusters[].apiServer)\n", plain(cl.Name))
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is left out: the server does not know its API server (clusters[].apiServer)\n", api.Printable(cl.Name))
 		default:
 			if cl.Proxied && cl.CA == "" {
 				cl.CA = ca
@@ -157,7 +157,7 @@ func putKubeconfig(cmd *cobra.Command, made *kube.Config, file string, merge boo
 	}
 	names := make([]string, 0, len(made.Contexts))
 	for n := range made.Contexts {
-		names = append(names, plain(n))
+		names = append(names, api.Printable(n))
 	}
 	slices.Sort(names)
 	_, err := fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", file, strings.Join(names, ", "))

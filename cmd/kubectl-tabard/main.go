@@ -220,18 +220,8 @@ func whoami(cmd *cobra.Command, c *api.Cache, a api.Account) error {
 		return err
 	}
 	_, err = fmt.Fprintf(cmd.OutOrStdout(), "Server    %s\nUsername  %s\nName      %s\nGroups    %s\n",
-		a.Server, plain(me.Username), plain(me.Name), plain(strings.Join(me.Groups, ", ")))
+		a.Server, api.Printable(me.Username), api.Printable(me.Name), api.Printable(strings.Join(me.Groups, ", ")))
 	return err
-}
-
-// plain leaves out what could move a terminal's cursor.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, s)
 }
 
 func logoutCommand() *cobra.Command {

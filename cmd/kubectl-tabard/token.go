@@ -90,7 +90,7 @@ func readExecInfo(info string) (*clientauth.ExecCredential, error) {
 		return nil, fmt.Errorf("read KUBERNETES_EXEC_INFO: %w", err)
 	}
 	if c.Kind != "ExecCredential" || c.APIVersion != group+"/v1" && c.APIVersion != group+"/v1beta1" {
-		return nil, fmt.Errorf("kubectl asks for %s %s: write apiVersion: %s/v1 into the kubeconfig", plain(c.APIVersion), plain(c.Kind), group)
+		return nil, fmt.Errorf("kubectl asks for %s %s: write apiVersion: %s/v1 into the kubeconfig", api.Printable(c.APIVersion), api.Printable(c.Kind), group)
 	}
 	return c, nil
 }
@@ -108,7 +108,7 @@ func (o *options) loginLine(a api.Account) string {
 	line := []string{"kubectl tabard login --server", a.Server}
 	for _, f := range [][2]string{{"--username", o.username}, {"--ca-file", o.caFile}, {"--cache-dir", o.cacheDir}} {
 		if f[1] != "" {
-			line = append(line, f[0], plain(f[1]))
+			line = append(line, f[0], api.Printable(f[1]))
 		}
 	}
 	return strings.Join(line, " ")

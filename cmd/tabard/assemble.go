@@ -77,8 +77,6 @@ type assembly struct {
 	site    *web.Site
 	idp     *idp.Service
 	groups  *groups.Service
-	backups *web.Backups
-	auditor *web.Auditor
 	closers []func()
 	users   int // requests under way, and 1 while current; guarded by server.mu
 }
@@ -93,7 +91,7 @@ func (a *assembly) close() {
 // assemble joins the rooms. It asks no directory, so it works while they are down.
 func (s *server) assemble(ctx context.Context, cfg *Config) (_ *assembly, err error) {
 	f, log := s.foundation, s.log
-	a := &assembly{cfg: cfg, backups: f.backups, auditor: f.auditor}
+	a := &assembly{cfg: cfg}
 	defer func() {
 		if err != nil {
 			a.close()
@@ -104,7 +102,7 @@ func (s *server) assemble(ctx context.Context, cfg *Config) (_ *assembly, err er
 		return nil, err
 	}
 	a.health = &health{store: f.store, keys: a.idp.Keys, directories: dirs, proxied: s.proxy.Health, stopping: s.stopping.Load, log: log}
-	if err := a.route(f.metrics, log); err != nil {
+	if err := a.route(f, log); err != nil {
 		return nil, err
 	}
 	a.health.start()
@@ -169,17 +167,17 @@ func (a *assembly) openGroups(ctx context.Context, f *foundation, log logrus.Fie
 
 // route puts the provider's endpoints, the pages and the probes under the path of
 // the issuer; the probes are at the root as well.
-func (a *assembly) route(m *metrics, log logrus.FieldLogger) error {
+func (a *assembly) route(f *foundation, log logrus.FieldLogger) error {
 	u, err := url.Parse(a.cfg.Issuer)
 	if err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	a.base = u.Path
-	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: a.backups, Auditor: a.auditor}, a.idp, a.groups, log); err != nil {
+	if a.site, err = web.New(web.Config{BasePath: a.base, Brand: a.cfg.Brand, Backups: f.backups, Auditor: f.auditor}, a.idp, a.groups, log); err != nil {
 		return fmt.Errorf("pages: %w", err)
 	}
 	endpoints := provider.New(a.idp, a.idp.Keys, provider.Config{ErrorPage: a.site.ErrorPage, Log: log})
-	reviews := provider.Reviews(a.idp, provider.ReviewConfig{Log: log, Count: m.reviewed})
+	reviews := provider.Reviews(a.idp, provider.ReviewConfig{Log: log, Count: f.metrics.reviewed})
 	paths := provider.Paths()
 	app := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {

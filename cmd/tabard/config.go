@@ -292,18 +292,26 @@ func (l *loader) warnOpen(key, path string) {
 	}
 }
 
-// certificate joins the server's chain and key.
-func (l *loader) certificate(cert, key []byte) {
+// keyPair joins a chain and its key; nil where one is missing, or they do not fit.
+func (l *loader) keyPair(at string, cert, key []byte) *tls.Certificate {
 	if len(cert) == 0 || len(key) == 0 {
-		return
+		return nil
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		l.wrongAt("tls", "certFile and keyFile do not fit together (%s): both must be PEM, and the key the certificate's own", strings.TrimPrefix(err.Error(), "tls: "))
+		l.wrongAt(at, "certFile and keyFile do not fit together (%s): both must be PEM, and the key the certificate's own", strings.TrimPrefix(err.Error(), "tls: "))
+		return nil
+	}
+	return &pair
+}
+
+// certificate takes the server's chain and key.
+func (l *loader) certificate(cert, key []byte) {
+	l.cfg.cert = l.keyPair("tls", cert, key)
+	if l.cfg.cert == nil {
 		return
 	}
-	l.cfg.cert = &pair
-	for _, w := range certTrouble(pair.Leaf, l.cfg.Issuer, time.Now()) {
+	for _, w := range certTrouble(l.cfg.cert.Leaf, l.cfg.Issuer, time.Now()) {
 		l.warn("tls.certFile: %s", w)
 	}
 }

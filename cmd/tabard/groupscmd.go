@@ -334,7 +334,7 @@ func (f *groupsFlags) create() *cobra.Command {
 // warn tells what people could take the group for.
 func warn(cmd *cobra.Command, g api.Group) {
 	for _, w := range g.Warnings {
-		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+printable(w))
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: "+api.Printable(w))
 	}
 }
 
@@ -355,7 +355,7 @@ func (f *groupsFlags) delete() *cobra.Command {
 			return err
 		}
 		if len(in) > 0 {
-			fmt.Fprintf(cmd.ErrOrStderr(), "%s is a member of %s: whoever is in it loses those with it.\n", printable(g.Name), printable(strings.Join(in, ", ")))
+			fmt.Fprintf(cmd.ErrOrStderr(), "%s is a member of %s: whoever is in it loses those with it.\n", api.Printable(g.Name), api.Printable(strings.Join(in, ", ")))
 		}
 		if !yes {
 			if err := confirm(cmd, fmt.Sprintf("%s loses group %s now. Delete it? Type yes: ", count(g.MemberCount, "member", "members"), g.Name)); err != nil {

@@ -81,7 +81,7 @@ func confirmPrune(cmd *cobra.Command, c *api.Client, files []api.File, prune []s
 	var gone []string
 	for _, ch := range would.Changes {
 		if ch.Act == "delete" {
-			gone = append(gone, printable(ch.Group))
+			gone = append(gone, api.Printable(ch.Group))
 		}
 	}
 	if len(gone) == 0 {

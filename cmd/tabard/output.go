@@ -4,11 +4,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
+
+	"github.com/tabard-id/tabard/internal/api"
 )
 
 // outputFlag adds -o to cmd.
@@ -52,19 +53,9 @@ func writeTable(w io.Writer, rows [][]string) error {
 			if i > 0 {
 				fmt.Fprint(t, "\t")
 			}
-			fmt.Fprint(t, printable(cell))
+			fmt.Fprint(t, api.Printable(cell))
 		}
 		fmt.Fprintln(t)
 	}
 	return t.Flush()
-}
-
-// printable leaves out what could move a terminal's cursor or break a row.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return -1
-		}
-		return r
-	}, s)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/url"
@@ -29,12 +28,7 @@ func (l *loader) apiServerFiles(at string, cl *ClusterConfig) {
 	a := &cl.APIServer
 	a.CA = l.caFile(at+".apiServer.caFile", &a.CAFile)
 	l.rereadFile(at+".apiServer.tokenFile", &a.TokenFile)
-	cert, key := l.rereadFile(at+".apiServer.certFile", &a.CertFile), l.rereadFile(at+".apiServer.keyFile", &a.KeyFile)
-	if len(cert) > 0 && len(key) > 0 {
-		if _, err := tls.X509KeyPair(cert, key); err != nil {
-			l.wrongAt(at+".apiServer.certFile", "certFile and keyFile do not fit together (%s): both must be PEM, and the key the certificate's own", strings.TrimPrefix(err.Error(), "tls: "))
-		}
-	}
+	l.keyPair(at+".apiServer.certFile", l.rereadFile(at+".apiServer.certFile", &a.CertFile), l.rereadFile(at+".apiServer.keyFile", &a.KeyFile))
 	if a.Exec != nil && strings.Contains(a.Exec.Command, "/") {
 		l.resolve(&a.Exec.Command)
 	}

@@ -4,10 +4,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
-	"crypto/tls"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
@@ -65,12 +63,7 @@ func (l *loader) etcdFiles() {
 		return
 	}
 	l.caFile("store.etcd.caFile", &e.CAFile)
-	cert, key := l.file("store.etcd.certFile", &e.CertFile), l.secretFile("store.etcd.keyFile", &e.KeyFile)
-	if len(cert) > 0 && len(key) > 0 {
-		if _, err := tls.X509KeyPair(cert, key); err != nil {
-			l.wrongAt("store.etcd.certFile", "certFile and keyFile do not fit together (%s): both must be PEM, and the key the certificate's own", strings.TrimPrefix(err.Error(), "tls: "))
-		}
-	}
+	l.keyPair("store.etcd.certFile", l.file("store.etcd.certFile", &e.CertFile), l.secretFile("store.etcd.keyFile", &e.KeyFile))
 	l.secret("store.etcd.password", &e.Password, &e.PasswordFile)
 	if e.InsecurePlaintext {
 		l.warn("store.etcd.insecurePlaintext: whoever is on the way to etcd can read and change groups, sessions and signing keys")

@@ -190,6 +190,16 @@ func (s *SignIn) finish(ctx context.Context, q url.Values, redirect string) (Log
 	return s.login.with(answer, s.nonce)
 }
 
+// Printable leaves out of s what could move a terminal's cursor or break a row.
+func Printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r >= 0x7f && r < 0xa0 {
+			return -1
+		}
+		return r
+	}, s)
+}
+
 // clip makes text from a server fit for a terminal: no control characters, white
 // space collapsed, at most n runes.
 func clip(s string, n int) string {

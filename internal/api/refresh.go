@@ -22,6 +22,12 @@ func (c *Cache) Token(ctx context.Context, a Account) (string, error) {
 	if l, err := c.Load(a); err != nil || l.Token.fresh() {
 		return l.Token.Raw, err
 	}
+	return c.renew(ctx, a, func(t Token) bool { return !t.fresh() })
+}
+
+// renew refreshes the login unless its token is good by now: whoever held the lock may
+// have refreshed it.
+func (c *Cache) renew(ctx context.Context, a Account, bad func(Token) bool) (string, error) {
 	unlock, err := c.lock(ctx, a)
 	if err != nil {
 		return "", err
@@ -29,8 +35,8 @@ func (c *Cache) Token(ctx context.Context, a Account) (string, error) {
 	defer unlock()
 	ctx, cancel := context.WithTimeout(ctx, c.Wait)
 	defer cancel()
-	l, err := c.Load(a) // again: whoever held the lock may have refreshed
-	if err == nil && !l.Token.fresh() {
+	l, err := c.Load(a)
+	if err == nil && bad(l.Token) {
 		l, err = c.refresh(ctx, l)
 	}
 	return l.Token.Raw, err
@@ -240,24 +246,10 @@ func (c *Cache) Client(a Account) (*Client, error) {
 		return nil, err
 	}
 	client := NewClient(a.Server, hc, func(ctx context.Context) (string, error) { return c.Token(ctx, a) })
-	client.renew = func(ctx context.Context, refused string) (string, error) { return c.renew(ctx, a, refused) }
+	client.renew = func(ctx context.Context, refused string) (string, error) {
+		return c.renew(ctx, a, func(t Token) bool { return t.Raw == refused })
+	}
 	return client, nil
-}
-
-// renew is Token where the server has refused one, unless another process has renewed it.
-func (c *Cache) renew(ctx context.Context, a Account, refused string) (string, error) {
-	unlock, err := c.lock(ctx, a)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	ctx, cancel := context.WithTimeout(ctx, c.Wait)
-	defer cancel()
-	l, err := c.Load(a)
-	if err == nil && l.Token.Raw == refused {
-		l, err = c.refresh(ctx, l)
-	}
-	return l.Token.Raw, err
 }
 
 // Logout revokes the login of a and forgets it. What could not be revoked is

@@ -172,81 +172,61 @@ var (
 	headerName = regexp.MustCompile(`^[A-Za-z0-9-]{1,64}$`)
 )
 
+// whenBad notes what is wrong at a key if it is.
+type whenBad func(bad bool, key, format string, args ...any)
+
 // Validate says everything that is wrong with c: errors that begin with "audit." and
 // the path of the key.
 func (c *Config) Validate() error {
 	var errs []error
-	wrong := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("audit.%s: %s", key, fmt.Sprintf(format, args...)))
+	when := func(bad bool, key, format string, args ...any) {
+		if bad {
+			errs = append(errs, fmt.Errorf("audit.%s: %s", key, fmt.Sprintf(format, args...)))
+		}
 	}
-	if c.Node != "" && !nodeName.MatchString(c.Node) {
-		wrong("node", "must be letters, digits, dots, - and _, and begin with a letter or digit: it names a folder")
-	}
-	if strings.HasPrefix(filepath.Clean(c.keyFile()), filepath.Clean(c.Dir)+string(filepath.Separator)) {
-		wrong("keyFile", "is in audit.dir: whoever can change the trail would hold the key that proves it")
-	}
-	if c.FileSize != 0 && (c.FileSize < 1<<20 || c.FileSize > 1<<30) {
-		wrong("fileSize", "must be between 1MiB and 1GiB")
-	}
-	if c.CheckpointEvery != 0 && (c.CheckpointEvery < time.Second || c.CheckpointEvery > 24*time.Hour) {
-		wrong("checkpointEvery", "must be between 1s and 24h")
-	}
-	c.Retain.validate(cmp.Or(c.FileSize, 16<<20), wrong)
+	when(c.Node != "" && !nodeName.MatchString(c.Node), "node", "must be letters, digits, dots, - and _, and begin with a letter or digit: it names a folder")
+	when(strings.HasPrefix(filepath.Clean(c.keyFile()), filepath.Clean(c.Dir)+string(filepath.Separator)), "keyFile", "is in audit.dir: whoever can change the trail would hold the key that proves it")
+	when(c.FileSize != 0 && (c.FileSize < 1<<20 || c.FileSize > 1<<30), "fileSize", "must be between 1MiB and 1GiB")
+	when(c.CheckpointEvery != 0 && (c.CheckpointEvery < time.Second || c.CheckpointEvery > 24*time.Hour), "checkpointEvery", "must be between 1s and 24h")
+	c.Retain.validate(cmp.Or(c.FileSize, 16<<20), when)
 	names := map[string]bool{}
 	for i, s := range c.Sinks {
 		at := fmt.Sprintf("sinks[%d]", i)
-		if names[s.Name] {
-			wrong(at+".name", "is the name of another sink")
-		}
+		when(names[s.Name], at+".name", "is the name of another sink")
 		names[s.Name] = true
-		s.validate(at, wrong)
+		s.validate(at, when)
 	}
 	return errors.Join(errs...)
 }
 
-func (r RetainConfig) validate(file Size, wrong func(key, format string, args ...any)) {
-	if r.Age < 0 || r.Age > 0 && r.Age < time.Hour {
-		wrong("retain.age", "must be at least 1h, or 0s for no limit")
-	}
-	if r.Size > 0 && r.Size < 2*file {
-		wrong("retain.size", "must be at least twice audit.fileSize, which is %s: whole files are removed", file)
-	}
-	if r.HardSize > 0 && r.HardSize < max(r.Size, 2*file) {
-		wrong("retain.hardSize", "must not be less than audit.retain.size or twice audit.fileSize")
-	}
+func (r RetainConfig) validate(file Size, when whenBad) {
+	when(r.Age < 0 || r.Age > 0 && r.Age < time.Hour, "retain.age", "must be at least 1h, or 0s for no limit")
+	when(r.Size > 0 && r.Size < 2*file, "retain.size", "must be at least twice audit.fileSize, which is %s: whole files are removed", file)
+	when(r.HardSize > 0 && r.HardSize < max(r.Size, 2*file), "retain.hardSize", "must not be less than audit.retain.size or twice audit.fileSize")
 }
 
-func (s SinkConfig) validate(at string, wrong func(key, format string, args ...any)) {
-	if !sinkName.MatchString(s.Name) {
-		wrong(at+".name", "must be 1 to 40 of a-z, 0-9 and -: what was sent is remembered under it")
-	}
+func (s SinkConfig) validate(at string, when whenBad) {
+	when(!sinkName.MatchString(s.Name), at+".name", "must be 1 to 40 of a-z, 0-9 and -: what was sent is remembered under it")
 	kinds := 0
 	for _, is := range []bool{s.File != nil, s.Stdout != nil, s.Syslog != nil, s.Webhook != nil} {
 		if is {
 			kinds++
 		}
 	}
-	if kinds != 1 {
-		wrong(at, "needs exactly one of file, stdout, syslog and webhook")
-	}
-	if s.File != nil && s.File.Path == "" {
-		wrong(at+".file.path", "is missing: name the file that lines are appended to")
-	}
+	when(kinds != 1, at, "needs exactly one of file, stdout, syslog and webhook")
+	when(s.File != nil && s.File.Path == "", at+".file.path", "is missing: name the file that lines are appended to")
 	if s.Syslog != nil {
-		s.Syslog.validate(at+".syslog", wrong)
+		s.Syslog.validate(at+".syslog", when)
 	}
 	if s.Webhook != nil {
-		s.Webhook.validate(at+".webhook", wrong)
+		s.Webhook.validate(at+".webhook", when)
 	}
 }
 
-func (s *SyslogConfig) validate(at string, wrong func(key, format string, args ...any)) {
-	if _, _, err := s.target(); err != nil {
-		wrong(at+".address", "%s", err)
-	}
-	if s.CAFile != "" && !strings.HasPrefix(s.Address, "tls://") {
-		wrong(at+".caFile", "is for an address that begins with tls://")
-	}
+func (s *SyslogConfig) validate(at string, when whenBad) {
+	_, _, err := s.target()
+	when(err != nil, at+".address", "%s", err)
+	when(s.CAFile != "" && !strings.HasPrefix(s.Address, "tls://"), at+".caFile", "is for an address that begins with tls://")
 }
 
 // target splits Address.
@@ -259,20 +239,13 @@ func (s *SyslogConfig) target() (scheme, hostPort string, err error) {
 	return "", "", errors.New("must be udp://HOST:PORT, tcp://HOST:PORT or tls://HOST:PORT")
 }
 
-func (w *WebhookConfig) validate(at string, wrong func(key, format string, args ...any)) {
+func (w *WebhookConfig) validate(at string, when whenBad) {
 	u, err := url.Parse(w.URL)
-	if err != nil || u.Hostname() == "" || u.User != nil || u.Fragment != "" || u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())) {
-		wrong(at+".url", "must be an https URL, or http on 127.0.0.1, without user and password")
-	}
-	if w.Header != "" && !headerName.MatchString(w.Header) {
-		wrong(at+".header", "is not the name of a header")
-	}
-	if w.Header != "" && w.Secret == "" {
-		wrong(at+".header", "has no value: set secretFile")
-	}
-	if strings.ContainsFunc(w.Secret, func(r rune) bool { return r < ' ' || r > '~' }) {
-		wrong(at+".secret", "must be one line of ASCII: it is sent as a header's value")
-	}
+	bad := err != nil || u.Hostname() == "" || u.User != nil || u.Fragment != ""
+	when(bad || u.Scheme != "https" && (u.Scheme != "http" || !loopback(u.Hostname())), at+".url", "must be an https URL, or http on 127.0.0.1, without user and password")
+	when(w.Header != "" && !headerName.MatchString(w.Header), at+".header", "is not the name of a header")
+	when(w.Header != "" && w.Secret == "", at+".header", "has no value: set secretFile")
+	when(strings.ContainsFunc(w.Secret, func(r rune) bool { return r < ' ' || r > '~' }), at+".secret", "must be one line of ASCII: it is sent as a header's value")
 }
 
 func loopback(host string) bool {

@@ -16,22 +16,9 @@ import (
 
 // DS389 is a 389 Directory Server on loopback with the suffix dc=example,dc=org.
 // It holds the suffix's own entry and the read account BindDN. As after an
-// installation, the plug-in MemberOf is off and uid takes ASCII alone.
-type DS389 struct {
-	*Process
-	// URL is ldap://localhost:port, with StartTLS; TLSURL is ldaps://localhost:port.
-	URL, TLSURL string
-	// CAFile signed its certificate, which names localhost alone.
-	CAFile string
-	// BaseDN is the suffix.
-	BaseDN string
-	// AdminDN and AdminPassword may do everything.
-	AdminDN, AdminPassword string
-	// BindDN and BindPassword are a read account, as Tabard has one.
-	BindDN, BindPassword string
-
-	command Command
-}
+// installation, the plug-in MemberOf is off and uid takes ASCII alone. Its certificate
+// names localhost alone.
+type DS389 struct{ LDAPServer }
 
 // systemctl389 stands in for systemctl, which dscreate insists on: %[1]d is the
 // port, %[2]d that of LDAPS. It lets the server listen on loopback alone before
@@ -94,14 +81,15 @@ func StartDS389(t testing.TB) *DS389 {
 	port, tlsPort := FreePort(t), FreePort(t)
 	name := fmt.Sprintf("tabard%d", rand.Uint32())
 	config := "/etc/dirsrv/slapd-" + name
-	s := &DS389{
+	s := &DS389{LDAPServer{
 		URL: fmt.Sprintf("ldap://localhost:%d", port), TLSURL: fmt.Sprintf("ldaps://localhost:%d", tlsPort),
 		CAFile: filepath.Join(config, "ca.crt"), BaseDN: "dc=example,dc=org",
 		AdminDN: "cn=Directory Manager", AdminPassword: "pw-admin-389",
 		BindDN: "cn=tabard,dc=example,dc=org", BindPassword: "pw-tabard",
-	}
+	}}
 	t.Cleanup(func() { remove389(t, name) })
 	s.create(t, name, port, tlsPort)
+	s.toolURL = s.URL // libldap takes localhost for the machine's own name, which the certificate does not hold
 	s.command = Command{
 		Path: Path(t, "ns-slapd"), Args: []string{"-D", config, "-i", pidFile389(name), "-d", "0"},
 		Ready: s.ready,
@@ -172,26 +160,6 @@ func isServer389(pid int, name string) bool {
 	return err == nil && strings.Contains(string(b), "slapd-"+name)
 }
 
-// Start starts the server again after Stop or Kill, at the same addresses and
-// with the same data.
-func (s *DS389) Start(t testing.TB) {
-	t.Helper()
-	s.Process = Start(t, s.command)
-}
-
-// ready does not ask at TLSURL: libldap takes localhost for the machine's own
-// name, which the certificate does not hold.
 func (s *DS389) ready(ctx context.Context) error {
-	return ldapTool(exec.CommandContext(ctx, "ldapsearch", "-x", "-H", s.URL, "-b", "", "-s", "base", "1.1"), s.CAFile)
-}
-
-// AddLDIF adds the entries of ldif, and obeys its changetype lines, as the
-// administrator.
-func (s *DS389) AddLDIF(t testing.TB, ldif string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "ldapmodify", "-a", "-x", "-H", s.URL, "-D", s.AdminDN, "-w", s.AdminPassword)
-	cmd.Stdin = strings.NewReader(ldif)
-	if err := ldapTool(cmd, s.CAFile); err != nil {
-		t.Fatalf("add LDIF to 389 Directory Server: %v", err)
-	}
+	return ldapTool(exec.CommandContext(ctx, "ldapsearch", "-x", "-H", s.toolURL, "-b", "", "-s", "base", "1.1"), s.CAFile)
 }

@@ -172,34 +172,29 @@ func (s *StubKubelet) handler() http.Handler {
 		fmt.Fprintf(w, `{"node":{"nodeName":%q},"pods":[]}`, s.Node)
 	})
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.serveLogs)
-	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", func(w http.ResponseWriter, r *http.Request) {
-		options, err := remotecommand.NewOptions(r)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		remotecommand.ServeExec(w, r, container{s}, r.PathValue("pod"), "", r.PathValue("container"), r.URL.Query()["command"], options,
-			kubeletIdle, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
-	})
-	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", func(w http.ResponseWriter, r *http.Request) {
-		options, err := remotecommand.NewOptions(r)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		remotecommand.ServeAttach(w, r, container{s}, r.PathValue("pod"), "", r.PathValue("container"), options,
-			kubeletIdle, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
-	})
-	mux.HandleFunc("/portForward/{namespace}/{pod}", func(w http.ResponseWriter, r *http.Request) {
-		options, err := portforward.NewV4Options(r)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		portforward.ServePortForward(w, r, container{s}, r.PathValue("pod"), "", options,
-			kubeletIdle, remotecommand.DefaultStreamCreationTimeout, portforward.SupportedProtocols)
-	})
+	const idle, creation = kubeletIdle, remotecommand.DefaultStreamCreationTimeout
+	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", withOptions(remotecommand.NewOptions, func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
+		remotecommand.ServeExec(w, r, container{s}, r.PathValue("pod"), "", r.PathValue("container"), r.URL.Query()["command"], o, idle, creation, remotecommand.SupportedStreamingProtocols)
+	}))
+	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", withOptions(remotecommand.NewOptions, func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
+		remotecommand.ServeAttach(w, r, container{s}, r.PathValue("pod"), "", r.PathValue("container"), o, idle, creation, remotecommand.SupportedStreamingProtocols)
+	}))
+	mux.HandleFunc("/portForward/{namespace}/{pod}", withOptions(portforward.NewV4Options, func(w http.ResponseWriter, r *http.Request, o *portforward.V4Options) {
+		portforward.ServePortForward(w, r, container{s}, r.PathValue("pod"), "", o, idle, creation, portforward.SupportedProtocols)
+	}))
 	return mux
+}
+
+// withOptions serves what comes with options that can be read.
+func withOptions[O any](read func(*http.Request) (O, error), serve func(http.ResponseWriter, *http.Request, O)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		o, err := read(r)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		serve(w, r, o)
+	}
 }
 
 // serveLogs writes ten lines, and where it is followed one more from time to time.

@@ -19,22 +19,9 @@ import (
 
 // Samba is an Active Directory domain controller of the domain corp.example
 // (NetBIOS name CORP), on an own address of 127.0.0.0/8. It holds what
-// provisioning makes and the read account BindDN.
-type Samba struct {
-	*Process
-	// URL is ldap://address, with StartTLS; TLSURL is ldaps://address.
-	URL, TLSURL string
-	// CAFile signed its certificate, which names the address and dc1.corp.example.
-	CAFile string
-	// BaseDN is the domain.
-	BaseDN string
-	// AdminDN and AdminPassword may do everything.
-	AdminDN, AdminPassword string
-	// BindDN and BindPassword are a plain user, as Tabard has one to read with.
-	BindDN, BindPassword string
-
-	command Command
-}
+// provisioning makes and the read account BindDN. Its certificate names the address and
+// dc1.corp.example.
+type Samba struct{ LDAPServer }
 
 // tdbNoSync leaves out syncs to disk, of which there are some for each write.
 const tdbNoSync = "TDB_NO_FSYNC=1"
@@ -52,11 +39,11 @@ func StartSamba(t testing.TB) *Samba {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	ca := NewCA(t, t.TempDir())
-	s := &Samba{
+	s := &Samba{LDAPServer{
 		URL: "ldap://" + ip, TLSURL: "ldaps://" + ip, CAFile: ca.File, BaseDN: "DC=corp,DC=example",
 		AdminDN: "CN=Administrator,CN=Users,DC=corp,DC=example", AdminPassword: "Passw0rd-Admin1",
 		BindDN: "CN=tabard,CN=Users,DC=corp,DC=example", BindPassword: "Passw0rd-Tabard1",
-	}
+	}}
 	s.provision(t, ca, dir, ip)
 	s.command = Command{
 		Path: Path(t, "samba"), Args: []string{"-i", "--no-process-group", "-M", "single", "-s", filepath.Join(dir, "etc", "smb.conf"), "--debuglevel=1"},
@@ -93,26 +80,8 @@ func (s *Samba) provision(t testing.TB, ca *CA, dir, ip string) {
 	}
 }
 
-// Start starts the controller again after Stop or Kill, at the same address
-// and with the same data.
-func (s *Samba) Start(t testing.TB) {
-	t.Helper()
-	s.Process = Start(t, s.command)
-}
-
 func (s *Samba) ready(ctx context.Context) error {
 	return ldapTool(exec.CommandContext(ctx, "ldapsearch", "-x", "-H", s.TLSURL, "-b", "", "-s", "base", "defaultNamingContext"), s.CAFile)
-}
-
-// AddLDIF adds the entries of ldif, and obeys its changetype lines, as the
-// administrator.
-func (s *Samba) AddLDIF(t testing.TB, ldif string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "ldapmodify", "-a", "-x", "-H", s.TLSURL, "-D", s.AdminDN, "-w", s.AdminPassword)
-	cmd.Stdin = strings.NewReader(ldif)
-	if err := ldapTool(cmd, s.CAFile); err != nil {
-		t.Fatalf("add LDIF to Samba: %v", err)
-	}
 }
 
 // UserLDIF is the entry of an enabled Active Directory user, for

@@ -14,21 +14,8 @@ import (
 // It holds the suffix's own entry and the read account BindDN, nothing else;
 // see SampleLDIF. Everybody who is bound reads everything but passwords. The
 // overlay ppolicy is in use, without a default policy; see StartSlapd for others.
-type Slapd struct {
-	*Process
-	// URL is ldap://127.0.0.1:port, with StartTLS; TLSURL is ldaps://127.0.0.1:port.
-	URL, TLSURL string
-	// CAFile signed its certificate, which names 127.0.0.1, ::1 and localhost.
-	CAFile string
-	// BaseDN is the suffix.
-	BaseDN string
-	// AdminDN and AdminPassword may do everything.
-	AdminDN, AdminPassword string
-	// BindDN and BindPassword are a read account, as Tabard has one.
-	BindDN, BindPassword string
-
-	command Command
-}
+// Its certificate names 127.0.0.1, ::1 and localhost.
+type Slapd struct{ LDAPServer }
 
 const slapdConfig = `include /etc/ldap/schema/core.schema
 include /etc/ldap/schema/cosine.schema
@@ -102,12 +89,12 @@ func StartSlapd(t testing.TB, config ...string) *Slapd {
 	Need(t, "slapd", "slapadd", "ldapmodify", "ldapsearch")
 	dir := t.TempDir()
 	ca := NewCA(t, dir)
-	s := &Slapd{
+	s := &Slapd{LDAPServer{
 		URL: fmt.Sprintf("ldap://127.0.0.1:%d", FreePort(t)), TLSURL: fmt.Sprintf("ldaps://127.0.0.1:%d", FreePort(t)),
 		CAFile: ca.File, BaseDN: "dc=example,dc=org",
 		AdminDN: "cn=admin,dc=example,dc=org", AdminPassword: "pw-admin",
 		BindDN: "cn=tabard,dc=example,dc=org", BindPassword: "pw-tabard",
-	}
+	}}
 	db := filepath.Join(dir, "db")
 	if err := os.Mkdir(db, 0o700); err != nil {
 		t.Fatalf("create the folder of slapd's database: %v", err)
@@ -130,36 +117,7 @@ func StartSlapd(t testing.TB, config ...string) *Slapd {
 	return s
 }
 
-// Start starts the server again after Stop or Kill, at the same addresses and
-// with the same data.
-func (s *Slapd) Start(t testing.TB) {
-	t.Helper()
-	s.Process = Start(t, s.command)
-}
-
 func (s *Slapd) ready(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, "ldapsearch", "-x", "-H", s.TLSURL, "-D", s.BindDN, "-w", s.BindPassword, "-b", s.BaseDN, "-s", "base", "1.1")
 	return ldapTool(cmd, s.CAFile)
-}
-
-// AddLDIF adds the entries of ldif, and obeys its changetype lines, as the
-// administrator.
-func (s *Slapd) AddLDIF(t testing.TB, ldif string) {
-	t.Helper()
-	cmd := exec.CommandContext(t.Context(), "ldapmodify", "-a", "-x", "-H", s.TLSURL, "-D", s.AdminDN, "-w", s.AdminPassword)
-	cmd.Stdin = strings.NewReader(ldif)
-	if err := ldapTool(cmd, s.CAFile); err != nil {
-		t.Fatalf("add LDIF to slapd: %v", err)
-	}
-}
-
-// ldapTool runs one of OpenLDAP's tools, trusting the CA in caFile.
-func ldapTool(cmd *exec.Cmd, caFile string) error {
-	cmd.Env = append(os.Environ(), "LDAPTLS_CACERT="+caFile)
-	var stderr strings.Builder // stdout only tells what went well
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", filepath.Base(cmd.Path), err, &stderr)
-	}
-	return nil
 }

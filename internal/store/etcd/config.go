@@ -79,26 +79,21 @@ func (c *Config) SetDefaults() {
 // reads no file.
 func (c *Config) Validate() error {
 	errs := []error{c.checkPrefix()}
-	if len(c.Endpoints) == 0 {
-		errs = append(errs, errors.New("store.etcd.endpoints: is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379"))
+	when := func(bad bool, key, what string) {
+		if bad {
+			errs = append(errs, errors.New("store.etcd."+key+": "+what))
+		}
 	}
+	when(len(c.Endpoints) == 0, "endpoints", "is missing: name the client URLs of etcd's members, such as https://etcd1.corp.example:2379")
 	for i := range c.Endpoints {
 		if err := c.checkEndpoint(i); err != nil {
 			errs = append(errs, fmt.Errorf("store.etcd.endpoints[%d]: %w", i, err))
 		}
 	}
-	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, errors.New("store.etcd.certFile: certFile and keyFile come together"))
-	}
-	if !c.secure() && (c.CAFile != "" || c.CertFile != "") {
-		errs = append(errs, errors.New("store.etcd.endpoints: caFile and certFile are for https endpoints: write https"))
-	}
-	if c.Username == "" && (c.Password != "" || c.PasswordFile != "") {
-		errs = append(errs, errors.New("store.etcd.username: is missing beside the password"))
-	}
-	if c.Username != "" && c.Password == "" && c.PasswordFile == "" {
-		errs = append(errs, errors.New("store.etcd.passwordFile: is missing beside username"))
-	}
+	when((c.CertFile == "") != (c.KeyFile == ""), "certFile", "certFile and keyFile come together")
+	when(!c.secure() && (c.CAFile != "" || c.CertFile != ""), "endpoints", "caFile and certFile are for https endpoints: write https")
+	when(c.Username == "" && (c.Password != "" || c.PasswordFile != ""), "username", "is missing beside the password")
+	when(c.Username != "" && c.Password == "" && c.PasswordFile == "", "passwordFile", "is missing beside username")
 	return errors.Join(errs...)
 }
 
