@@ -18,7 +18,7 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 // slapdConfig is the shortest configuration that reads a Slapd.
 func slapdConfig(s *testenv.Slapd) Config {

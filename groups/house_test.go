@@ -19,9 +19,10 @@ import (
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/store/storetest"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 var (
 	admin    = Actor{Sub: "corp.1", Name: "carol", Groups: []string{"corp:staff", "corp:admins"}}

@@ -25,9 +25,10 @@ import (
 	"github.com/tabard-id/tabard/internal/audit"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/store/storetest"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 // clock is the one clock of a house; it stands still until it is moved.
 type clock struct {

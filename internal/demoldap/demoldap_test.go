@@ -21,7 +21,7 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 // demo is a running server with what is needed to talk to it.
 type demo struct {

@@ -17,7 +17,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(Main{M: m}) }
 
 func TestCertificatesAreTrustedByTheirCAAlone(t *testing.T) {
 	ca, other := NewCA(t, t.TempDir()), NewCA(t, t.TempDir())

@@ -21,9 +21,10 @@ import (
 	"github.com/tabard-id/tabard/internal/store/backup"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/store/storetest"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 func open(t testing.TB) *storetest.Faulty {
 	t.Helper()

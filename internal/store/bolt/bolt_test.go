@@ -20,6 +20,7 @@ import (
 
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/storetest"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
 func TestMain(m *testing.M) {
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 		child(path)
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(testenv.Main{M: m})
 }
 
 func TestSuite(t *testing.T) {

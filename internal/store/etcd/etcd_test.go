@@ -20,7 +20,7 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 func TestSuite(t *testing.T) {
 	t.Parallel()

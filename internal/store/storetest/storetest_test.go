@@ -10,9 +10,10 @@ import (
 	"github.com/tabard-id/tabard/internal/store"
 	"github.com/tabard-id/tabard/internal/store/bolt"
 	"github.com/tabard-id/tabard/internal/store/storetest"
+	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(testenv.Main{M: m}) }
 
 func TestFaulty(t *testing.T) {
 	s, err := bolt.Open(bolt.Config{Path: filepath.Join(t.TempDir(), "db")})
