@@ -205,7 +205,7 @@ func (s *storm) write(ctx context.Context, w int) {
 	for n := 1; ctx.Err() == nil; n++ {
 		for done := false; !done; {
 			try++
-			value := fmt.Sprintf("%d try %d", n, try)
+			value := fmt.Sprintf("%d try %d of %s", n, try, key)
 			got, err := node.Txn(s.t.Context(), []store.Cond{{Key: key, Revision: revision}}, []store.Op{{Key: key, Value: []byte(value)}})
 			s.note(value, got, err)
 			if done = err == nil; !done {
