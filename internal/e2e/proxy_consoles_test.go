@@ -37,7 +37,8 @@ func (w *proxyWorld) withConsoles(name string) *person {
 	if err != nil || byPath == given {
 		w.t.Fatalf("%v; the kubeconfig is\n%s", err, given)
 	}
-	p.env = append(p.env, "XDG_DATA_HOME="+p.home+"/data", "XDG_STATE_HOME="+p.home+"/state", "XDG_RUNTIME_DIR="+p.home, "K9S_CONFIG_DIR="+p.home+"/k9s", "K9S_LOGS_DIR="+p.home+"/k9s")
+	p.env = append(p.env, "XDG_DATA_HOME="+p.home+"/data", "XDG_STATE_HOME="+p.home+"/state", "XDG_RUNTIME_DIR="+p.home, "TMPDIR="+p.home,
+		"K9S_CONFIG_DIR="+p.home+"/k9s", "K9S_LOGS_DIR="+p.home+"/k9s")
 	return p
 }
 
@@ -139,6 +140,7 @@ func testProxyK9s(t *testing.T, w *proxyWorld) {
 	s.shows(`configmaps\(team\)`)
 	s.types("/paint\r")
 	s.shows(`\(team\)\[1\] </paint>`)
+	s.hides(`> paint`) // what was typed
 	s.types("y")
 	s.shows(`colour: ultramarine`)
 	s.types("\x1b")
@@ -169,6 +171,7 @@ func (p *person) k9s(t *testing.T) *screen {
 // command gives k9s one of its commands.
 func (s *screen) command(name string) {
 	s.t.Helper()
+	s.hides(`🐶`) // of the last command
 	s.types(":")
 	s.shows(`🐶 > `)
 	s.types(name)

@@ -64,7 +64,7 @@ func onScreen(t *testing.T, cmd *exec.Cmd) *screen {
 
 // sequence is an escape sequence: the first group holds numbers and the second a letter,
 // where it has those.
-var sequence = regexp.MustCompile(`^\x1b(?:\[([?>=]?[\d;]*)([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()]?[0-9A-Zc=>])`)
+var sequence = regexp.MustCompile(`^\x1b(?:\[([?>=]?[\d;:]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)|[()]?[0-9A-Zc=>])`)
 
 // draw takes more of what the program writes.
 func (s *screen) draw(b []byte) {
