@@ -47,7 +47,7 @@ test: deps tools lint build check fuzz ## everything below but soak and bench; i
 deps: ## install the Debian packages that tests need, as root
 	@internal/testenv/install.sh
 
-tools: ## build kube-apiserver, kubectl, etcd, kubelogin and staticcheck into a cache outside the checkout
+tools: ## build kube-apiserver, kubectl, etcd, kubelogin, Helm, k9s and staticcheck into a cache outside the checkout
 	@$(PARTS)
 
 lint: ## gofmt, go vet, staticcheck, import arrows and the other rules of the house

@@ -56,6 +56,7 @@ func TestProxy(t *testing.T) {
 		{"whoami", testProxyWhoami}, {"kubeconfig", testProxyKubeconfig}, {"read", testProxyRead}, {"change", testProxyChange}, {"watch", testProxyWatch},
 		{"logs", testProxyLogs}, {"exec", testProxyExec}, {"terminal", testProxyTerminal}, {"cp", testProxyCopy},
 		{"port-forward", testProxyPortForward}, {"kubectl-proxy", testProxyKubectlProxy}, {"top", testProxyTop},
+		{"helm", testProxyHelm}, {"k9s", testProxyK9s}, {"websocket-watch", testProxyWebSocketWatch},
 		{"as", testProxyAs}, {"passthrough", testProxyPassthrough},
 		{"hostile", testProxyHostile}, {"rights", testProxyRights},
 		{"trail", testProxyTrail},

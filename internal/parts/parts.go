@@ -1,8 +1,8 @@
 // Package parts builds and starts the real programs that Tabard is tested and
-// shown with: kube-apiserver, kubectl and etcd, at the versions that nested
-// modules pin. Everything listens on loopback; every program runs in a process
-// group of its own and dies with the process that started it, on Linux even when
-// that one is killed.
+// shown with, kube-apiserver, kubectl and etcd, and for tests alone kubelogin, Helm
+// and k9s, at the versions that nested modules pin. Everything listens on loopback;
+// every program runs in a process group of its own and dies with the process that
+// started it, on Linux even when that one is killed.
 package parts
 
 import (
@@ -20,7 +20,7 @@ import (
 
 // Names lists the programs that Build knows.
 func Names() []string {
-	return []string{"kube-apiserver", "kubectl", "etcd", "kubelogin", "staticcheck"}
+	return []string{"kube-apiserver", "kubectl", "etcd", "kubelogin", "helm", "k9s", "staticcheck"}
 }
 
 // part says where a program comes from: the nested module that pins its
@@ -35,6 +35,10 @@ func partNamed(name string) (part, error) {
 		return part{"etcd", "go.etcd.io/etcd/server/v3"}, nil
 	case "kubelogin":
 		return part{"kubelogin", "github.com/int128/kubelogin"}, nil
+	case "helm":
+		return part{"helm", "helm.sh/helm/v4/cmd/helm"}, nil
+	case "k9s":
+		return part{"k9s", "github.com/derailed/k9s"}, nil
 	case "staticcheck":
 		return part{"staticcheck", "honnef.co/go/tools/cmd/staticcheck"}, nil
 	}

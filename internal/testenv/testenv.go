@@ -71,7 +71,7 @@ func howToGet(binary string) string {
 		pkg = "ldb-tools"
 	case "chromium":
 		pkg = "chromium"
-	case "kube-apiserver", "kubectl", "etcd", "kubelogin", "staticcheck":
+	case "kube-apiserver", "kubectl", "etcd", "kubelogin", "helm", "k9s", "staticcheck":
 		return fmt.Sprintf("%s is not built: run `make tools`", binary)
 	default:
 		return fmt.Sprintf("%s is not installed: put it into PATH", binary)
