@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -154,10 +155,13 @@ func testProxyK9s(t *testing.T, w *proxyWorld) {
 	bob := w.withConsoles("bob")
 	s = bob.k9s(t)
 	s.shows(`contexts\(all\)\[1\]`) // in place of pods
-	log, err := os.ReadFile(filepath.Join(bob.home, "k9s", "k9s.log"))
-	if denied := `access denied for user on resource \"\":v1/pods in namespace \"team\"`; err != nil || !strings.Contains(string(log), denied) {
-		t.Errorf("bob: no %s: %v\n%s", denied, err, log)
-	}
+	eventually(t, screenTime, "the reason in k9s' log", func() error {
+		log, err := os.ReadFile(filepath.Join(bob.home, "k9s", "k9s.log"))
+		if denied := `access denied for user on resource \"\":v1/pods in namespace \"team\"`; err == nil && !strings.Contains(string(log), denied) {
+			err = fmt.Errorf("no %s:\n%s", denied, log)
+		}
+		return err
+	})
 	s.command("q")
 	s.ends()
 }

@@ -16,7 +16,10 @@ import (
 	"github.com/tabard-id/tabard/internal/testenv"
 )
 
-const screenRows, screenColumns = 40, 160
+const (
+	screenRows, screenColumns = 40, 160
+	screenTime                = 3 * time.Minute // for what is waited for: it is there at once, mostly
+)
 
 // screen is what somebody sees of a program on a terminal: text where the program put it,
 // without colours.
@@ -169,7 +172,7 @@ func (s *screen) hides(pattern string) { s.t.Helper(); s.wait(pattern, false) }
 func (s *screen) wait(pattern string, there bool) {
 	s.t.Helper()
 	wanted := regexp.MustCompile(pattern)
-	for deadline := time.Now().Add(time.Minute); wanted.MatchString(s.String()) != there; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(screenTime); wanted.MatchString(s.String()) != there; time.Sleep(20 * time.Millisecond) {
 		select {
 		case <-s.ended:
 			if wanted.MatchString(s.String()) != there {
@@ -178,7 +181,7 @@ func (s *screen) wait(pattern string, there bool) {
 		default:
 		}
 		if time.Now().After(deadline) {
-			s.t.Fatalf("after a minute, %q is to be there: %v. The screen:\n%s", pattern, there, s)
+			s.t.Fatalf("after %s, %q is to be there: %v. The screen:\n%s", screenTime, pattern, there, s)
 		}
 	}
 }
@@ -191,7 +194,7 @@ func (s *screen) ends() {
 		if s.err != nil {
 			s.t.Errorf("it ended with %v:\n%s", s.err, s)
 		}
-	case <-time.After(time.Minute):
+	case <-time.After(screenTime):
 		s.t.Fatalf("it does not end:\n%s", s)
 	}
 }
