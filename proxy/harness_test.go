@@ -3,6 +3,7 @@ package proxy
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -51,6 +52,7 @@ type people struct {
 	renamed map[string]string
 	checks  int // of Recheck
 	stuck   int // how many Rechecks from now on get no answer in time
+	stuckOn error
 }
 
 func newPeople() *people {
@@ -114,11 +116,12 @@ func (p *people) Identify(_ context.Context, cluster, token string) (idp.Identit
 	return id, p.gone[id.Session]
 }
 
-// stick lets the next n Rechecks wait until their time is over.
-func (p *people) stick(n int) {
+// stick lets the next n Rechecks wait until their time is over, and then say err, or nothing
+// but that.
+func (p *people) stick(n int, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.stuck = n
+	p.stuck, p.stuckOn = n, err
 }
 
 func (p *people) Recheck(ctx context.Context, id idp.Identity) (idp.Identity, error) {
@@ -128,7 +131,7 @@ func (p *people) Recheck(ctx context.Context, id idp.Identity) (idp.Identity, er
 	if p.stuck > 0 {
 		p.stuck--
 		<-ctx.Done()
-		return idp.Identity{}, ctx.Err()
+		return idp.Identity{}, cmp.Or(p.stuckOn, ctx.Err())
 	}
 	if err := p.gone[id.Session]; err != nil {
 		return idp.Identity{}, err

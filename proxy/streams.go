@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -217,9 +218,7 @@ type seen struct {
 	err error
 }
 
-// look cuts every stream whose right has ended. Each token is looked at once. Where the
-// time was over, a stream is left to the next look, once: a server that stood still for a
-// moment does not cut off everybody.
+// look cuts every stream whose right has ended. Each token is looked at once.
 func (p *Proxy) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTime)
 	defer cancel()
@@ -229,10 +228,7 @@ func (p *Proxy) look(ctx context.Context) {
 			s.kill(now.Add(-cutGrace))
 			continue
 		}
-		why := p.ended(ctx, routes, s, now, known)
-		late := why != "" && ctx.Err() != nil
-		forgiven := late && !s.late
-		if s.late = late; why != "" && !forgiven {
+		if why := p.ended(ctx, routes, s, now, known); why != "" {
 			s.cut(now, why)
 			p.Log.WithField("cluster", s.call.cluster.cfg.Name).WithField("user", s.call.who.Username).
 				WithField("auditID", s.call.auditID).Info("closed what was open: " + why)
@@ -258,6 +254,13 @@ func (p *Proxy) ended(ctx context.Context, routes *routes, s *stream, now time.T
 			is.who, is.err = p.Authority.Recheck(ctx, s.call.who)
 			known[k] = is
 		}
+		// What there was no time to find out is left to the next look, once: a server that
+		// stood still for a moment does not cut off everybody.
+		if late := is.err != nil && ctx.Err() != nil && !errors.Is(is.err, idp.ErrRefused); late && !s.late {
+			s.late = true
+			return ""
+		}
+		s.late = false
 		if why := lost(s.call.who, is); why != "" {
 			return why
 		}

@@ -80,8 +80,9 @@ func TestStreamsAreCut(t *testing.T) {
 	}{
 		"the session ended":        {change: func(w *world) { w.people.end("s1", idp.ErrRefused) }, reason: "session"},
 		"nothing is known":         {change: func(w *world) { w.people.end("s1", errTest) }, reason: "session"},
-		"one look has no time":     {change: func(w *world) { w.people.stick(1) }, stays: true},
-		"two looks have no time":   {change: func(w *world) { w.people.stick(2) }, reason: "session"},
+		"one look has no time":     {change: func(w *world) { w.people.stick(1, nil) }, stays: true},
+		"refused, though late":     {change: func(w *world) { w.people.stick(1, idp.ErrRefused) }, reason: "session"},
+		"two looks have no time":   {change: func(w *world) { w.people.stick(2, nil) }, reason: "session"},
 		"a group was taken away":   {change: func(w *world) { w.people.regroup("s1", "corp:dev", "team ü") }, reason: "oncall, with comma"},
 		"a group was added":        {change: func(w *world) { w.people.regroup("s1", append(alice().Groups, "more")...) }, stays: true},
 		"a group that is denied":   {change: func(w *world) { w.people.regroup("s1", append(alice().Groups, "banned")...) }, reason: "no-banned"},
