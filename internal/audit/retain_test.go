@@ -111,8 +111,14 @@ func TestRetainWaitsForSinks(t *testing.T) {
 		t.Error("the trail does not say what the sink missed")
 	}
 	// It gets the rest once it works.
-	cfg.Sinks[0].File.Path, cfg.pauses.closing = filepath.Join(t.TempDir(), "copy"), time.Minute
-	mustClose(t, openSigned(t, cfg))
+	cfg.Sinks[0].File.Path = filepath.Join(t.TempDir(), "copy")
+	l = openSigned(t, cfg)
+	for end := time.Now().Add(time.Minute); l.sinks[0].position.Load() < l.durable.Load(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) { // it may read a file just as that is removed, and try again
+			t.Fatal("the sink does not get the rest")
+		}
+	}
+	mustClose(t, l)
 	lines := linesOf(t, cfg.Sinks[0].File.Path)
 	if seq, _ := seqOf(lines[0]); strconv.FormatUint(seq, 10) == "1" || len(lines) < 10 {
 		t.Fatalf("the copy begins with record %d and has %d lines", seq, len(lines))

@@ -84,14 +84,18 @@ func howToGet(binary string) string {
 // server takes to start or is down.
 func FreePort(t testing.TB) int {
 	t.Helper()
-	port, err := parts.FreePort()
-	if err == nil {
-		err = hold(t, port)
+	var err error
+	for range 10 { // a program that another test starts at this moment may have the port's listener still
+		var port int
+		if port, err = parts.FreePort(); err == nil {
+			err = hold(t, port)
+		}
+		if err == nil {
+			return port
+		}
 	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	t.Fatal(err)
+	return 0
 }
 
 // writeFile writes a file only its owner reads, or ends the test.
